@@ -1,0 +1,1 @@
+"""The contract that all services share: tables, records, frontiers, states, settings, errors. No I/O, no drivers."""

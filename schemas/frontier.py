@@ -1,0 +1,174 @@
+"""What capture and snapshot write into the log besides rows: claims, frontiers, snapshots, plans, manifests.
+
+Each is a record in Avro with a fixed schema of its own in `control.avsc`, framed like every record: byte 0, a
+schema id (below `FIRST_TABLE_SCHEMA`), Avro binary. Positions are the source's own, as 64-bit integers whose order
+is commit order; offsets are places in the log, always the next to read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+FIRST_TABLE_SCHEMA = 64
+"""Ids of row schemas begin here; those below are the control records'."""
+
+
+class Visibility(NamedTuple):
+    """What a snapshot sees: every committed transaction below `xmax` that is not in `xip`.
+
+    PostgreSQL's `pg_current_snapshot()`; ids are 64-bit. An LSN comparison would be wrong: a commit is in the
+    write-ahead log, and decoded, before it is visible to others.
+    """
+
+    xmin: int
+    xmax: int
+    xip: tuple[int, ...] = ()
+
+    def sees(self, xid: int) -> bool:
+        """Whether the snapshot shows the effects of `xid`, given that it committed."""
+        return xid < self.xmin or (xid < self.xmax and xid not in self.xip)
+
+    def sees_all_of(self, other: Visibility) -> bool:
+        """Whether everything that `other` shows is shown here too."""
+        return self.xmax >= other.xmax and not any(other.sees(xid) for xid in self.xip)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A capture begins: the offset of this record in `p.frontier` is its epoch."""
+
+    holder: str  # who, for people: host and process id
+    at: int  # microseconds since 1970, as are all times here
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRange:
+    """Offsets `[start, end)` of one partition that belong to a step, and the row schemas found in them."""
+
+    topic: str
+    partition: int
+    start: int
+    end: int
+    schemas: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """The next consistent step: whole transactions of the source, and where their records are.
+
+    Valid only if `epoch` is the offset of the latest claim before it in the topic.
+    """
+
+    epoch: int
+    after: int  # the position it continues from
+    position: int  # the position it reaches: the end of a commit
+    commit_time: int  # of the last transaction in it, at the source; 0 if it holds none
+    captured_at: int
+    max_xid: int  # the largest transaction id seen so far, 64-bit
+    ranges: tuple[TopicRange, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """A snapshot that chunks may be read in. Its offset in `p.chunks` is its id, and the order of taking.
+
+    `position` is that of a message emitted after it was taken: chunks are final, and a table may join its group,
+    only when capture has passed it.
+    """
+
+    name: str  # to import it by, as long as its holder lives
+    xmin: int
+    xmax: int
+    xip: tuple[int, ...]
+    position: int
+    at: int
+
+    @property
+    def visibility(self) -> Visibility:
+        return Visibility(self.xmin, self.xmax, self.xip)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a table: `[lower, upper)` in whatever the engine divides by; empty: without that bound."""
+
+    number: int
+    leaf_schema: str
+    leaf_name: str
+    lower: str
+    upper: str
+    rows: int  # estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a table is divided. The first plan of a generation counts; a higher generation starts the table again."""
+
+    table_schema: str
+    table_name: str
+    generation: int
+    schema_id: int
+    chunks: tuple[Chunk, ...]
+    physical: tuple[str, ...]  # what must not change while chunks are read: PostgreSQL's filenode of each leaf
+    cause: str = ""  # why the generation before was given up
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A chunk is final: where its rows are, and in which snapshot they were read. The first manifest counts.
+
+    Chunk number `HEAL` replaces every key changed since the oldest snapshot by what the newest one shows.
+    """
+
+    table_schema: str
+    table_name: str
+    generation: int
+    chunk: int
+    snapshot: int  # offset of the SnapshotTaken in `p.chunks`
+    topic: str
+    partition: int
+    start: int
+    end: int
+    rows: int
+    bytes: int
+    at: int = 0
+
+
+HEAL = -1
+
+ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class TableRegistered:
+    """A version of a table; value of `p.tables`. The schema id of its rows is derived from the record's offset."""
+
+    table: str  # schemas.table.Table as JSON
+    topic: str  # where its changes go
+    partition: int
+    at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The source is prepared: slot and publications exist. Written once a pipeline, to `p.control`."""
+
+    system: str  # identity of the source
+    slot: str
+    publications: tuple[str, ...]
+    position: int  # where the stream begins
+    xmin: int
+    xmax: int
+    xip: tuple[int, ...]
+    objects: str  # schemas.table.Objects as JSON
+    mode: str
+    shared_topics: int  # 0: one topic a table
+    at: int = 0
+    tables: tuple[int, ...] = field(default=())  # schema ids of the tables chosen at the start
+
+    @property
+    def visibility(self) -> Visibility:
+        """What the slot's own snapshot sees: the stream holds the rest."""
+        return Visibility(self.xmin, self.xmax, self.xip)

@@ -1,0 +1,17 @@
+"""The life of a table on one target: one enum; the target itself stores it, beside the rows."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TableState(StrEnum):
+    """Where a table stands on one target. Every change of state is made by the apply worker that owns the table's
+    group, in the target, in the transaction that makes it true."""
+
+    WAITING = "waiting"  # known, but not prepared: set when the target first hears of the table
+    LOADING = "loading"  # exists on the target, chunks come in
+    INDEXING = "indexing"  # all chunks are in; secondary indexes are being made
+    CATCHING_UP = "catching-up"  # replays alone from its own next frontier to where its group stands
+    LIVE = "live"  # is applied with its group
+    FAILED = "failed"  # stopped with an error, kept with the state; its group goes on

@@ -1,0 +1,150 @@
+"""The table model: what a row record needs to know of a table, and what a target needs to make it.
+
+Everything is engine-neutral but the texts named `*_definition` and `source_type`, which are the source's own SQL:
+a target of the same engine uses them as they are, `conversion` translates them for others.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.types import Kind
+
+
+class TableId(NamedTuple):
+    """A table by schema and name, exactly as the source has them, unquoted."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Identity(StrEnum):
+    """What the source tells of the old row of an update or delete."""
+
+    KEY = "key"  # the columns of `Table.key`, only when they changed (update), always (delete)
+    FULL = "full"  # every column
+    NOTHING = "nothing"  # inserts and truncates only
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Column(_Model):
+    """One column that is carried. Dropped columns and generated ones (computed again by the target) are not."""
+
+    name: str
+    kind: Kind
+    source_type: str  # with modifiers, as the source writes it: `numeric(12,2)`, `shop.status`
+    type_oid: int = 0  # of the source; 0 where the engine has none
+    type_modifier: int = -1
+    number: int = 0  # the source's own number of the column: survives a rename
+    nullable: bool = True
+
+
+class Constraint(_Model):
+    """A constraint, index or the like that is made on the target, by its whole definition."""
+
+    name: str
+    definition: str  # what follows `constraint NAME` (constraints), or the whole statement (indexes)
+    columns: tuple[str, ...] = ()
+    references: TableId | None = None  # foreign keys
+
+
+class ColumnDetails(_Model):
+    """What only `create table` needs; also of generated columns, which are not carried."""
+
+    name: str
+    source_type: str
+    nullable: bool = True
+    default: str = ""
+    identity: str = ""  # "", "always", "by default"
+    generated: str = ""  # expression
+    generated_virtual: bool = False
+    collation: str = ""
+    comment: str = ""
+    sequence: TableId | None = None  # owned by the column (serial, identity)
+
+
+class Definition(_Model):
+    """What a target needs to make the table as the source has it."""
+
+    columns: tuple[ColumnDetails, ...] = ()  # in the source's order
+    primary_key: Constraint | None = None
+    uniques: tuple[Constraint, ...] = ()  # unique and exclusion constraints
+    checks: tuple[Constraint, ...] = ()
+    foreign_keys: tuple[Constraint, ...] = ()
+    indexes: tuple[Constraint, ...] = ()  # those that no constraint owns; `definition` is the statement
+    comment: str = ""
+    partition_key: str = ""  # `range (created)`: the table is a partitioned root
+    partitions: tuple[Partitioned, ...] = ()
+    inherits: tuple[TableId, ...] = ()
+    unlogged: bool = False
+
+
+class Partitioned(_Model):
+    """A partition of a root, at any depth. Only leaves hold rows."""
+
+    id: TableId
+    parent: TableId
+    bound: str  # `for values from ('2024-01-01') to ('2025-01-01')`
+    partition_key: str = ""  # it is partitioned itself
+
+
+class Leaf(_Model):
+    """A physical piece of a table: the table itself, or a leaf partition of it."""
+
+    id: TableId
+    oid: int = 0
+    pages: int = 0  # the source's own estimate, for planning
+    rows: int = 0
+
+
+class Table(_Model):
+    """One version of a table as its changes and its load are recorded.
+
+    `key` holds indexes into `columns`: the columns that identify a row in the stream (replica identity; the
+    primary key where the identity is FULL and there is one), in the order of `columns`. It is empty for a table
+    without key. Record keys are made of these columns.
+    """
+
+    id: TableId
+    columns: tuple[Column, ...]
+    key: tuple[int, ...] = ()
+    identity: Identity = Identity.KEY
+    leaves: tuple[Leaf, ...] = ()
+    definition: Definition = Definition()
+
+    @property
+    def rows(self) -> int:
+        """The source's estimate of the number of rows."""
+        return sum(leaf.rows for leaf in self.leaves)
+
+    def same_rows_as(self, other: Table) -> bool:
+        """Whether records of both have the same Avro schema and key."""
+        return (self.columns, self.key, self.identity) == (other.columns, other.key, other.identity)
+
+
+class Sequence(_Model):
+    """A sequence that a target gets: its definition at once, its value when the load is over."""
+
+    id: TableId
+    definition: str  # what follows `create sequence NAME`
+
+
+class Objects(_Model):
+    """What tables rest on: made before them, in this order."""
+
+    schemas: tuple[str, ...] = ()
+    extensions: tuple[str, ...] = ()
+    types: tuple[tuple[TableId, str], ...] = ()  # (name, whole `create type`/`create domain` statement), in order of dependence
+    sequences: tuple[Sequence, ...] = ()
+
+
+Definition.model_rebuild()

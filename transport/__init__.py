@@ -1,0 +1,1 @@
+"""The log between the services: one protocol, three implementations."""

@@ -1,0 +1,205 @@
+"""What the control topics say, read on and on: valid frontiers, tables, plans and chunks, the setup.
+
+The rules of the protocol that every service must see alike stand here once. A view belongs to one reader and is
+brought up to date by `refresh` or `poll`; it never waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from codec.layout import Layout
+from schemas.errors import GapDetected
+from schemas.frontier import HEAL, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken, TableRegistered
+from schemas.record import decode_control, value_schema_id
+from schemas.table import Table, TableId
+from transport.log import LogReader, Partition
+from transport.topics import Topics
+
+SETUP_KEY = b"setup"
+
+
+class ValidFrontier(NamedTuple):
+    """A frontier that counts, and the offset it stands at."""
+
+    offset: int
+    frontier: Frontier
+
+
+class Frontiers:
+    """The valid frontiers, in order, from `start` on.
+
+    A frontier is valid if its epoch is the offset of the latest claim before it; `epoch` is the one in force at
+    `start` (-1 at the beginning of the topic). `next` and `epoch` say where the view stands: to go on from there
+    later, both must be kept.
+    """
+
+    def __init__(self, reader: LogReader, topics: Topics, start: int = 0, epoch: int = -1) -> None:
+        self._reader, self._partition = reader, topics.frontier
+        self.next, self.epoch = start, epoch
+        self.last: ValidFrontier | None = None
+
+    @property
+    def position(self) -> int:
+        """The source position of the last valid frontier seen by this view; 0 if none."""
+        return self.last.frontier.position if self.last else 0
+
+    def poll(self, limit: int = 1000) -> list[ValidFrontier]:
+        """Return the next valid frontiers among at most `limit` records that are there; claims and the frontiers of
+        superseded captures are passed over. An empty answer with `next` unchanged means there is no more."""
+        found = []
+        for record in self._reader.records(self._partition, self.next, limit):
+            assert record.value is not None
+            entry = decode_control(record.value)
+            self.next = record.offset + 1
+            if isinstance(entry, Claim):
+                self.epoch = record.offset
+            elif entry.epoch == self.epoch:
+                self.last = ValidFrontier(record.offset, entry)
+                found.append(self.last)
+        return found
+
+    def to_end(self) -> ValidFrontier | None:
+        """Read all there is and return the last valid frontier of this view."""
+        at = -1
+        while at != self.next:
+            at = self.next
+            self.poll()
+        return self.last
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One version of a table, as its records need it."""
+
+    schema_id: int
+    table: Table
+    layout: Layout
+    changes: Partition
+
+
+class Tables:
+    """Every registered version of every table."""
+
+    def __init__(self, reader: LogReader, topics: Topics) -> None:
+        self._reader, self._partition, self._next = reader, topics.tables, 0
+        self._versions: dict[int, Registered] = {}
+        self._latest: dict[TableId, Registered] = {}
+
+    def refresh(self) -> bool:
+        """Read on; return whether there was anything new."""
+        before = self._next
+        while records := self._reader.records(self._partition, self._next):
+            for record in records:
+                self._next = record.offset + 1
+                if record.value is None:
+                    continue
+                entry = decode_control(record.value)
+                assert isinstance(entry, TableRegistered)
+                table, schema_id = Table.model_validate_json(entry.table), value_schema_id(record.offset)
+                version = Registered(
+                    schema_id, table, Layout.of(table, schema_id), Partition(entry.topic, entry.partition)
+                )
+                self._versions[schema_id] = self._latest[table.id] = version
+        return self._next != before
+
+    def by_schema(self, schema_id: int) -> Registered:
+        """Return a version by the id of its row schema. Raises `GapDetected` if the log does not know it."""
+        if schema_id not in self._versions:
+            self.refresh()
+        if schema_id not in self._versions:
+            raise GapDetected(f"no table is registered for schema id {schema_id}")
+        return self._versions[schema_id]
+
+    def latest(self, table: TableId) -> Registered | None:
+        """Return the latest version of a table that this view has seen."""
+        return self._latest.get(table)
+
+
+class TableChunks:
+    """What is known of one table's load: the plan that counts, and the chunks that are final."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.plan_offset = -1
+        self.manifests: dict[int, Manifest] = {}
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the chunks that nobody has finished yet."""
+        return [c.number for c in self.plan.chunks if c.number not in self.manifests] if self.plan else []
+
+    @property
+    def healed(self) -> bool:
+        return HEAL in self.manifests
+
+    def snapshots(self) -> set[int]:
+        """Return the snapshots that ordinary chunks were read in, by their offsets."""
+        return {m.snapshot for n, m in self.manifests.items() if n != HEAL}
+
+    def needs_healing(self) -> bool:
+        """Whether all chunks are final but were read in several snapshots."""
+        return bool(self.plan) and not self.missing and len(self.snapshots()) > 1 and not self.healed
+
+    def complete(self) -> bool:
+        """Whether what is final, loaded, equals the table as one snapshot shows it."""
+        return bool(self.plan) and not self.missing and not self.needs_healing()
+
+    def effective_snapshot(self) -> int | None:
+        """Return the one snapshot that the loaded rows stand for: the only one used, or the one that healed them."""
+        if not self.complete():
+            return None
+        if self.healed:
+            return self.manifests[HEAL].snapshot
+        return next(iter(self.snapshots()), None)
+
+
+class Chunks:
+    """Snapshots, plans and manifests of all tables."""
+
+    def __init__(self, reader: LogReader, topics: Topics) -> None:
+        self._reader, self._partition = reader, topics.chunks
+        self.next = 0
+        self.snapshots: dict[int, SnapshotTaken] = {}
+        self.tables: dict[TableId, TableChunks] = {}
+
+    def refresh(self) -> bool:
+        """Read on; return whether there was anything new.
+
+        The first plan of a generation and the first manifest of a chunk count; a higher generation makes a table
+        begin again.
+        """
+        before = self.next
+        while records := self._reader.records(self._partition, self.next):
+            for record in records:
+                self.next = record.offset + 1
+                assert record.value is not None
+                entry = decode_control(record.value)
+                if isinstance(entry, SnapshotTaken):
+                    self.snapshots[record.offset] = entry
+                    continue
+                assert isinstance(entry, Plan | Manifest)
+                chunks = self.tables.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
+                generation = chunks.plan.generation if chunks.plan else -1
+                if isinstance(entry, Plan):
+                    if entry.generation > generation:
+                        chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
+                elif entry.generation == generation:
+                    chunks.manifests.setdefault(entry.chunk, entry)
+        return self.next != before
+
+    def of(self, table: TableId) -> TableChunks:
+        """Return what is known of a table; empty if nothing is."""
+        return self.tables.get(table) or TableChunks()
+
+
+def read_setup(reader: LogReader, topics: Topics) -> Setup | None:
+    """Return the pipeline's setup; None before there is one."""
+    setup, at = None, 0
+    while records := reader.records(topics.control, at):
+        for record in records:
+            at = record.offset + 1
+            if record.key == SETUP_KEY and record.value is not None:
+                setup = decode_control(record.value)
+    return setup
