@@ -143,7 +143,9 @@ class Objects(_Model):
 
     schemas: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
-    types: tuple[tuple[TableId, str], ...] = ()  # (name, whole `create type`/`create domain` statement), in order of dependence
+    types: tuple[
+        tuple[TableId, str], ...
+    ] = ()  # (name, whole `create type`/`create domain` statement), in order of dependence
     sequences: tuple[Sequence, ...] = ()
 
 
