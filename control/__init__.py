@@ -1,0 +1,1 @@
+"""What people touch: commands, the HTTP interface, the supervisor and the demo."""
