@@ -157,18 +157,22 @@ def _open_to_all(program: Path) -> bool:
 
 def _readable_copy(install: Path) -> Path:
     """Copy an installation that lies in a closed folder, such as root's home, to where everybody can read it."""
-    key = hashlib.sha256(str(install).encode()).hexdigest()[:12]
+    package = install.parent
+    # The programs look for their libraries in a folder beside the package.
+    parts = [install.relative_to(package.parent), Path(f"{package.name}.libs")]
+    key = hashlib.sha256(f"{install} {install.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     target = Path(tempfile.gettempdir()) / f"penstock-{install.name}-{key}"
     with locked(cache_folder("postgres") / f"{target.name}.lock"):
         if not target.exists():
-            part = Path(tempfile.mkdtemp(dir=target.parent))
-            part.chmod(0o755)
-            subprocess.run(["cp", "-R", f"{install}/.", str(part)], check=True)
-            subprocess.run(["chmod", "-R", "a+rX", str(part)], check=True)
-            part.rename(target)
+            made = Path(tempfile.mkdtemp(dir=target.parent))
+            for part in parts:
+                (made / part).parent.mkdir(parents=True, exist_ok=True)
+                subprocess.run(["cp", "-R", str(package.parent / part), str(made / part)], check=True)
+            subprocess.run(["chmod", "-R", "a+rX", str(made)], check=True)
+            made.rename(target)
         if target.stat().st_uid != os.geteuid():  # the temporary folder is everybody's: run nothing of theirs
             raise ServerUnavailable(f"{target} belongs to somebody else: remove it")
-    return target
+    return target / parts[0]
 
 
 def _children(pid: int) -> list[int]:

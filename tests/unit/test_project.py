@@ -6,6 +6,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.conftest import refuse_skip
+
 ROOT = Path(__file__).parents[2]
 
 # Put together here, so that this file does not hold them itself.
@@ -78,3 +82,23 @@ def test_every_make_target_says_what_it_does() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
     assert set(re.findall(r"^  make (\w+)", help_text, re.MULTILINE)) == set(phony[1].split())
+
+
+@pytest.mark.parametrize(("variable", "outcome"), [("true", "failed"), ("", "skipped")])
+def test_a_skipped_test_fails_in_continuous_integration(
+    monkeypatch: pytest.MonkeyPatch, variable: str, outcome: str
+) -> None:
+    monkeypatch.setenv("CI", variable)
+    place = ("tests/unit/test_any.py", 1, "Skipped: no server")
+    report = pytest.TestReport("any", place, {}, "skipped", place, "call")
+    refuse_skip(report)
+    assert report.outcome == outcome
+    assert "no server" in str(report.longrepr)
+
+
+def test_an_expected_failure_stays_one_in_continuous_integration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    report = pytest.TestReport("any", ("any", 1, "any"), {}, "skipped", None, "call")
+    report.wasxfail = "known"
+    refuse_skip(report)
+    assert report.outcome == "skipped"
