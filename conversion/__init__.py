@@ -1,0 +1,1 @@
+"""From a table's definition to another server's statements, and what does not carry over."""

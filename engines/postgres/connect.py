@@ -1,0 +1,165 @@
+"""Connections that depend on nothing but their URL: settings of the database, the role and the shell don't count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+from urllib.parse import quote as percent_encode
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq.abc import PGconn, PGresult
+
+from schemas.errors import ConfigInvalid
+
+Role = Literal["reader", "writer", "control"]
+
+OLDEST, NEWEST = 12, 18
+
+DEFAULTS: Mapping[str, str | int] = {
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 20,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    # A network that swallows what we send is noticed by this alone: keepalives are not sent while data is under way.
+    "tcp_user_timeout": 35_000,
+}
+"""What the URL may say otherwise."""
+
+SETTINGS: Mapping[str, str] = {
+    # how values are written and read as text
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "3",
+    "bytea_output": "hex",
+    "timezone": "UTC",
+    "lc_monetary": "C",
+    "xmloption": "content",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
+    "standard_conforming_strings": "on",
+    # what names mean: nothing without its schema, and in definitions everything with it
+    "search_path": "pg_catalog",
+    # what ends a session or a statement that waits on purpose
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "default_transaction_isolation": "read committed",
+}
+"""In the start-up options they outrank what a database or a role sets; pgoutput's text depends on them too."""
+
+LATER_SETTINGS: Mapping[str, int] = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
+"""Older servers refuse a start-up with settings that they don't know, so these are set to 0 afterwards."""
+
+
+def connect(url: str, *, role: Role, autocommit: bool = True, application: str) -> psycopg.Connection:
+    """Open a connection; raise `psycopg.OperationalError` when there is none to be had, `ConfigInvalid` on a bad URL.
+
+    A reader fails on a table whose row-level security would hide rows, instead of reading fewer.
+    """
+    settings = dict(SETTINGS)
+    if role == "reader":
+        settings["row_security"] = "off"
+    conninfo = _conninfo(url, settings, application_name=application)
+    connection = psycopg.connect(conninfo, autocommit=True)
+    try:
+        for statement in _after_start(connection.info.server_version):
+            connection.execute(statement)
+        connection.autocommit = autocommit
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def replication(url: str, *, application: str = "penstock") -> PGconn:
+    """Open a connection that takes replication commands and SQL. The caller ends it with `finish()`."""
+    conninfo = _conninfo(url, SETTINGS, application_name=application, replication="database")
+    pgconn = pq.PGconn.connect(conninfo.encode())
+    try:
+        if pgconn.status != pq.ConnStatus.OK:
+            raise psycopg.OperationalError(pgconn.get_error_message())
+        for statement in _after_start(pgconn.server_version):
+            execute(pgconn, statement)
+    except BaseException:
+        pgconn.finish()
+        raise
+    return pgconn
+
+
+def execute(pgconn: PGconn, statement: str) -> list[tuple[str | None, ...]]:
+    """Run one statement on a bare connection and return its rows as text; raise the driver's own error."""
+    return rows(pgconn.exec_(statement.encode()))
+
+
+def rows(result: PGresult) -> list[tuple[str | None, ...]]:
+    """Return the rows of a bare result as text; raise the driver's own error if it is one."""
+    if result.status not in {pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK}:
+        raise psycopg.errors.error_from_result(result)
+    values = (tuple(result.get_value(row, column) for column in range(result.nfields)) for row in range(result.ntuples))
+    return [tuple(None if value is None else value.decode() for value in row) for row in values]
+
+
+def major(connection: psycopg.Connection) -> int:
+    """Return the server's major version."""
+    return connection.info.server_version // 10_000
+
+
+def redact(url: str) -> str:
+    """Return a URL for people: user, host, port and database; what can't be told apart from a password is left out."""
+    try:
+        given = _parse(url)
+    except ConfigInvalid:
+        return "postgresql://…"
+    user = percent_encode(str(given["user"])) + "@" if given.get("user") else ""
+    hosts = str(given.get("host") or given.get("hostaddr") or "").split(",")
+    ports = str(given.get("port") or "").split(",")
+    if len(ports) < len(hosts):
+        ports = [*ports, *[ports[-1]] * (len(hosts) - len(ports))]
+    places = [
+        percent_encode(host, safe=":[]") + (f":{port}" if port else "")
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+    return f"postgresql://{user}{','.join(places)}/{percent_encode(str(given.get('dbname') or ''))}"
+
+
+def _conninfo(url: str, settings: Mapping[str, str], **fixed: str) -> str:
+    given = _parse(url)
+    options = " ".join(f"-c {name}={_escape(value)}" for name, value in settings.items())
+    # The server takes the last of two settings of one name, so ours win and the user's others are kept.
+    merged: dict[str, Any] = {
+        **DEFAULTS,
+        **given,
+        **fixed,
+        "options": f"{given.get('options') or ''} {options}".strip(),
+        "client_encoding": "UTF8",
+    }
+    return make_conninfo("", **merged)
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """Split a URL. libpq's own messages quote pieces of it, which may be a password with unescaped signs."""
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.Error:
+        given = {}
+    hosts = str(given.get("host") or "")
+    database = str(given.get("dbname") or "")
+    ports = str(given.get("port") or "")
+    if not given or "@" in hosts or "@" in database or not all(p.isdigit() for p in ports.split(",") if p):
+        raise ConfigInvalid(
+            "the database URL can't be read",
+            remedy="write postgresql://user:password@host:port/database,"
+            " with / @ : ? # and % in a password percent-encoded",
+        )
+    return given
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
+
+
+def _after_start(version: int) -> list[str]:
+    return [f"set {name} = 0" for name, since in LATER_SETTINGS.items() if version >= since]

@@ -1,0 +1,237 @@
+"""PostgreSQL's errors as ours: by SQLSTATE, then by class, with what a person can do.
+
+The driver's message may quote a row's values or a piece of a statement. So the primary message is shown only for
+classes where it holds names, never the detail, the context or the statement.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import psycopg
+
+from schemas.errors import (
+    ConfigInvalid,
+    ConstraintViolated,
+    OperatorError,
+    PermissionMissing,
+    PositionLost,
+    PrerequisiteMissing,
+    ReplicationError,
+    SchemaUnsupported,
+    SnapshotLost,
+    SourceUnavailable,
+    TargetUnavailable,
+    TransientError,
+    ValueUnsupported,
+)
+
+Side = Literal["source", "target"]
+
+
+class Unavailable(NamedTuple):
+    """Stands for `SourceUnavailable` or `TargetUnavailable`, by the side."""
+
+
+class Meaning(NamedTuple):
+    """What an SQLSTATE, or a class of them, is to us."""
+
+    error: type[ReplicationError] | type[Unavailable]
+    remedy: str = ""
+    quotes_values: bool = False  # the message may hold values or pieces of statements
+
+
+TABLE_REMEDY = "compare the table on both sides: it was altered or dropped after the pipeline began"
+SLOTS_REMEDY = "raise max_replication_slots on the source (a restart), or drop a slot that nobody needs"
+
+EXACT: dict[str, Meaning] = {
+    "0A000": Meaning(SchemaUnsupported),
+    "25006": Meaning(
+        Unavailable, "the server takes no writes: it is a standby, or default_transaction_read_only is on"
+    ),
+    "25P03": Meaning(Unavailable),
+    "25P04": Meaning(Unavailable),
+    "40002": Meaning(ConstraintViolated),
+    "40003": Meaning(Unavailable),
+    "42501": Meaning(PermissionMissing, "grant what the message names, see the list of grants in the documentation"),
+    "42601": Meaning(OperatorError, quotes_values=True),
+    "42P01": Meaning(SchemaUnsupported, TABLE_REMEDY),
+    "42703": Meaning(SchemaUnsupported, TABLE_REMEDY),
+    "42704": Meaning(SchemaUnsupported, "create the type, extension or other object that the message names"),
+    "42804": Meaning(SchemaUnsupported, TABLE_REMEDY),
+    "42846": Meaning(SchemaUnsupported, TABLE_REMEDY),
+    "428C9": Meaning(SchemaUnsupported, TABLE_REMEDY),
+    "42883": Meaning(SchemaUnsupported, "create the function or operator that the message names, or its extension"),
+    "42P07": Meaning(PrerequisiteMissing, "drop or rename what is there, or set prepare: truncate or keep"),
+    "42710": Meaning(PrerequisiteMissing, "drop or rename what is there"),
+    "42P10": Meaning(
+        SchemaUnsupported, "give the target's table the key of the source's: a primary key or unique index"
+    ),
+    "42P16": Meaning(SchemaUnsupported),
+    "42P17": Meaning(SchemaUnsupported),
+    "53100": Meaning(Unavailable, "free disk space on the server"),
+    "53300": Meaning(Unavailable, "raise max_connections (and max_wal_senders on the source), or end other sessions"),
+    "53400": Meaning(PrerequisiteMissing, SLOTS_REMEDY),
+    "54000": Meaning(ValueUnsupported),
+    "54011": Meaning(SchemaUnsupported),
+    "55006": Meaning(TransientError),
+    "55P03": Meaning(TransientError),
+    "55P04": Meaning(TransientError),
+    "57014": Meaning(TransientError),
+    "57P04": Meaning(ConfigInvalid, "the database was dropped: restore it, or name another in the URL"),
+}
+
+CLASSES: dict[str, Meaning] = {
+    "02": Meaning(OperatorError),
+    "03": Meaning(OperatorError),
+    "08": Meaning(Unavailable),
+    "09": Meaning(ConstraintViolated, "a trigger of the target's table failed: disable it for replication", True),
+    "0A": Meaning(SchemaUnsupported),
+    "0B": Meaning(OperatorError),
+    "0F": Meaning(OperatorError),
+    "0L": Meaning(PermissionMissing),
+    "0P": Meaning(PermissionMissing),
+    "0Z": Meaning(OperatorError),
+    "10": Meaning(ValueUnsupported, quotes_values=True),
+    "20": Meaning(OperatorError, quotes_values=True),
+    "21": Meaning(OperatorError, quotes_values=True),
+    "22": Meaning(ValueUnsupported, quotes_values=True),
+    "23": Meaning(ConstraintViolated),
+    "24": Meaning(OperatorError),
+    "25": Meaning(OperatorError),
+    "26": Meaning(OperatorError),
+    "27": Meaning(ConstraintViolated, quotes_values=True),
+    "28": Meaning(PermissionMissing, "check user and password in the URL, and the server's pg_hba.conf"),
+    "2B": Meaning(OperatorError),
+    "2D": Meaning(OperatorError),
+    "2F": Meaning(OperatorError, quotes_values=True),
+    "34": Meaning(OperatorError),
+    "38": Meaning(OperatorError, quotes_values=True),
+    "39": Meaning(OperatorError, quotes_values=True),
+    "3B": Meaning(OperatorError),
+    "3D": Meaning(ConfigInvalid, "create the database, or name another in the URL"),
+    "3F": Meaning(PrerequisiteMissing, "create the schema that the message names"),
+    "40": Meaning(TransientError),
+    "42": Meaning(OperatorError),
+    "44": Meaning(ConstraintViolated, quotes_values=True),
+    "53": Meaning(Unavailable),
+    "54": Meaning(OperatorError),
+    "55": Meaning(OperatorError),
+    "57": Meaning(Unavailable),
+    "58": Meaning(Unavailable),
+    "72": Meaning(SnapshotLost),
+    "F0": Meaning(OperatorError),
+    "HV": Meaning(OperatorError, quotes_values=True),
+    "P0": Meaning(ConstraintViolated, "a trigger or a function of the target's table refused the row", True),
+    "XX": Meaning(OperatorError, "the server reports an internal error or damaged data: read its log"),
+}
+
+SNAPSHOT_FUNCTIONS = {"ImportSnapshot", "SetTransactionSnapshot", "parseIntFromText", "parseXidFromText"}
+SLOT_FUNCTIONS = {"ReplicationSlotAcquire", "ReplicationSlotAlter", "StartLogicalReplication", "CreateDecodingContext"}
+LOST_SLOT = re.compile(r"can no longer (get changes|access) |has been invalidated|slot .* was invalidated")
+LOST_SNAPSHOT = re.compile(r"snapshot \".*\" does not exist|invalid snapshot identifier|import the requested snapshot")
+LOST_WAL = re.compile(r"WAL segment .* has already been removed")
+MISSING_SLOT = re.compile(r"replication slot \".*\" does not exist")
+MISSING_PUBLICATION = re.compile(r"publication \".*\" does not exist")
+REFUSED = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|role \".*\" (does not exist|is not permitted)"
+    r"|is not permitted to log in|permission denied|must be superuser or replication role|certificate"
+)
+NO_DATABASE = re.compile(r"database \".*\" does not exist")
+NO_TLS = re.compile(r"does not support SSL|invalid sslmode|invalid .* value: ")
+
+RESTART_REMEDY = "the changes since then are lost: remove the pipeline's state and start it again with a new load"
+
+
+def translate(exc: psycopg.Error, side: Side, doing: str = "") -> ReplicationError:
+    """Return our error for the driver's; `doing` says in a few words what was tried: "reading shop.orders"."""
+    meaning = _meaning(exc, side)
+    error = meaning.error
+    if error is Unavailable:
+        error = SourceUnavailable if side == "source" else TargetUnavailable
+    assert issubclass(error, ReplicationError)
+    return error(_message(exc, side, doing, meaning.quotes_values), remedy=meaning.remedy)
+
+
+@contextmanager
+def translated(side: Side, doing: str = "") -> Iterator[None]:
+    """Raise the driver's errors of the block as ours."""
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise translate(exc, side, doing) from exc
+
+
+def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
+    state = exc.sqlstate
+    text = exc.diag.message_primary or str(exc)
+    function = exc.diag.source_function or ""
+    if state is None:
+        return _client_meaning(exc, text)
+    if function in SNAPSHOT_FUNCTIONS or (state in {"22023", "42704", "55000"} and LOST_SNAPSHOT.search(text)):
+        return Meaning(SnapshotLost)
+    if side == "source":
+        if state == "55000" and (LOST_SLOT.search(text) or function in SLOT_FUNCTIONS):
+            return Meaning(PositionLost, RESTART_REMEDY)
+        if state == "58P01" and LOST_WAL.search(text):
+            return Meaning(PositionLost, RESTART_REMEDY)
+        if state == "42704" and (MISSING_SLOT.search(text) or function == "ReplicationSlotAcquire"):
+            return Meaning(PositionLost, RESTART_REMEDY)
+        if state == "42704" and MISSING_PUBLICATION.search(text):
+            return Meaning(PrerequisiteMissing, "somebody dropped the publication: " + RESTART_REMEDY)
+        if state[:2] in {"P0", "09", "27", "44", "23"}:  # no row is refused by reading
+            return Meaning(OperatorError, quotes_values=True)
+    # A state that no table knows is one for a person.
+    return EXACT.get(state) or CLASSES.get(state[:2]) or Meaning(OperatorError, quotes_values=True)
+
+
+def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
+    """Judge an error that came without an SQLSTATE: of connecting, of a broken connection, or of the driver."""
+    if isinstance(exc, psycopg.OperationalError):
+        # libpq does not hand on the SQLSTATE of a refused connection. In another language than English such a
+        # refusal counts as passing, and is tried again.
+        if NO_DATABASE.search(text):
+            return CLASSES["3D"]
+        if "walsender" in text or "WAL sender" in text or "replication role" in text:
+            if "permission" in text or "must be" in text:
+                return Meaning(PermissionMissing, "alter role … replication")
+            return Meaning(Unavailable, "raise max_wal_senders on the source")
+        if REFUSED.search(text):
+            return CLASSES["28"]
+        if NO_TLS.search(text):
+            return Meaning(ConfigInvalid, "correct sslmode and its companions in the URL")
+        return Meaning(Unavailable)
+    if isinstance(exc, psycopg.InterfaceError):
+        return Meaning(Unavailable)
+    if isinstance(exc, psycopg.DataError):
+        return Meaning(ValueUnsupported, quotes_values=True)
+    return Meaning(OperatorError, quotes_values=True)
+
+
+def _message(exc: psycopg.Error, side: Side, doing: str, quotes_values: bool) -> str:
+    diag = exc.diag
+    if quotes_values:
+        # "InvalidTextRepresentation" says enough
+        text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(exc).__name__).lower()
+        text += _place(exc)
+    else:
+        text = " ".join((diag.message_primary or str(exc)).split())
+    state = f" (SQLSTATE {exc.sqlstate})" if exc.sqlstate else ""
+    return f"{side}{': ' + doing if doing else ''}: {text}{state}"
+
+
+def _place(exc: psycopg.Error) -> str:
+    """Return where a value was refused, as far as it can be told without the value."""
+    diag = exc.diag
+    if diag.table_name:
+        column = f", column {diag.column_name}" if diag.column_name else ""
+        return f" in {diag.schema_name or '?'}.{diag.table_name}{column}"
+    # COPY names line and column before the value; a name with a comma is cut there, which is harmless.
+    found = re.match(r"COPY ([^\n:]{1,200}?), line (\d+)(?:, column ([^\n:,]{1,200}))?", diag.context or "")
+    if found is None:
+        return ""
+    column = f", column {found[3]}" if found[3] else ""
+    return f" in {found[1]}{column}"

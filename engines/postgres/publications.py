@@ -1,0 +1,138 @@
+"""The two publications of a pipeline.
+
+Tables with a usable replica identity are in the first. Those without are in the second, which publishes no
+updates and deletes: in a publication that does, the application's own would fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import psycopg
+
+from engines.postgres.asking import ask, run
+from engines.postgres.quoting import quote
+from schemas.table import Identity, Table, TableId
+
+SHOWN = 10  # names in a message
+
+PUBLICATIONS = """
+select p.pubname, p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate,
+       coalesce((to_jsonb(p) ->> 'pubviaroot')::bool, false)
+  from pg_publication p
+ where p.pubname = any (%(names)s)
+"""
+
+PUBLISHED = """
+select t.pubname, t.schemaname, t.tablename, {columns}, {filtered}
+  from pg_publication_tables t
+ where t.pubname = any (%(names)s)
+"""
+"""Leaves that are published. Lists of columns and filters of rows came with 15."""
+
+
+def publication_names(name: str) -> tuple[str, str]:
+    """Return the names of the publications: of tables with, and without, a replica identity."""
+    return name, f"{name}_keyless"
+
+
+def make_publications(conn: psycopg.Connection, name: str, tables: Iterable[Table]) -> None:
+    """Make both publications hold these tables, or leave them as they are if they do; empty ones are made too.
+
+    They have to be there before the slot: changes are decoded with the catalogue of their time. Partitions are
+    published as themselves, so that a `truncate` of one is sent; of a partitioned root those to come as well.
+    """
+    chosen = list(tables)
+    if not publication_problems(conn, name, chosen):
+        return
+    whole, keyless = publication_names(name)
+    with conn.transaction():
+        existing = {row[0] for row in ask(conn, PUBLICATIONS, names=[whole, keyless])}
+        for publication, publish in ((whole, "insert, update, delete, truncate"), (keyless, "insert, truncate")):
+            members = [t for t in chosen if (t.identity is Identity.NOTHING) == (publication == keyless)]
+            _make(conn, publication, publish, members, exists=publication in existing)
+
+
+def _make(conn: psycopg.Connection, publication: str, publish: str, members: list[Table], *, exists: bool) -> None:
+    version = conn.info.server_version
+    # 12 takes no partitioned table.
+    ids = [t.id for t in members] if version >= 130_000 else [leaf.id for t in members for leaf in t.leaves]
+    listed = ", ".join(f"only {quote(*id)}" for id in ids)
+    options = f"publish = '{publish}'" + (", publish_via_partition_root = false" if version >= 130_000 else "")
+    if exists and not ids:  # no statement empties one
+        run(conn, f"drop publication {quote(publication)}")
+        exists = False
+    if exists:
+        run(conn, f"alter publication {quote(publication)} set table {listed}")
+        run(conn, f"alter publication {quote(publication)} set ({options})")
+    else:
+        members_clause = f" for table {listed}" if ids else ""
+        run(conn, f"create publication {quote(publication)}{members_clause} with ({options})")
+
+
+def drop_publications(conn: psycopg.Connection, name: str) -> None:
+    """Drop both publications, as far as they are there."""
+    for publication in publication_names(name):
+        run(conn, f"drop publication if exists {quote(publication)}")
+
+
+def publication_problems(conn: psycopg.Connection, name: str, tables: Iterable[Table]) -> list[str]:
+    """Return how the publications differ from what the tables need; empty if the stream will hold everything.
+
+    Somebody else may have made them, with more tables than these: capture ignores what was not chosen.
+    """
+    whole, keyless = publication_names(name)
+    found = {row[0]: row[1:] for row in ask(conn, PUBLICATIONS, names=[whole, keyless])}
+    problems = [f"publication {name} is missing" for name in (whole, keyless) if name not in found]
+    if problems:
+        return problems
+    if list(found[whole][1:]) != [True, True, True, True, False]:
+        problems.append(f"publication {whole} must publish insert, update, delete, truncate, not by partition root")
+    keyless_all, *operations = found[keyless]
+    if operations != [True, False, False, True, False] or keyless_all:
+        problems.append(f"publication {keyless} must publish insert, truncate, of listed tables, not by partition root")
+    published = _published(conn, [whole, keyless])
+    for publication in (whole, keyless):
+        members = [t for t in tables if (t.identity is Identity.NOTHING) == (publication == keyless)]
+        problems += _differences(publication, published.get(publication, {}), members)
+    without = {leaf.id for t in tables if t.identity is Identity.NOTHING for leaf in t.leaves}
+    if failing := sorted(without & published.get(whole, {}).keys()):
+        problems.append(
+            f"publication {whole}: updates and deletes of {_names(failing)} fail, without a replica identity"
+        )
+    return problems
+
+
+def _published(conn: psycopg.Connection, names: list[str]) -> dict[str, dict[TableId, tuple[list[str] | None, bool]]]:
+    newer = conn.info.server_version >= 150_000
+    query = PUBLISHED.replace("{columns}", "t.attnames::text[]" if newer else "null").replace(
+        "{filtered}", "t.rowfilter is not null" if newer else "false"
+    )
+    found: dict[str, dict[TableId, tuple[list[str] | None, bool]]] = {}
+    for publication, schema, table, columns, filtered in ask(conn, query, names=names):
+        found.setdefault(publication, {})[TableId(schema, table)] = (columns, filtered)
+    return found
+
+
+def _differences(
+    publication: str, published: dict[TableId, tuple[list[str] | None, bool]], members: list[Table]
+) -> list[str]:
+    missing, filtered, narrower = [], [], []
+    for table in members:
+        names = {column.name for column in table.columns}
+        for leaf in table.leaves:
+            if leaf.id not in published:
+                missing.append(leaf.id)
+                continue
+            columns, has_filter = published[leaf.id]
+            if has_filter:
+                filtered.append(leaf.id)
+            if columns is not None and not names <= set(columns):
+                narrower.append(leaf.id)
+    complaints = ((missing, "lacks"), (filtered, "leaves out rows of"), (narrower, "leaves out columns of"))
+    return [f"publication {publication} {what} {_names(ids)}" for ids, what in complaints if ids]
+
+
+def _names(ids: list[TableId]) -> str:
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return ", ".join(str(id) for id in ids[:SHOWN]) + more
