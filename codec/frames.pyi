@@ -1,11 +1,11 @@
-from collections.abc import Iterable
-
 """Framed blocks: records of the log one after the other, as bytes.
 
 A frame is the length of the key and the length of the value, each 32 bits little-endian and 0xFFFFFFFF where there
 is none, then the key, then the value. Blocks may be joined by joining their bytes. Every function raises
 `DecodeError` if a block ends inside a frame.
 """
+
+from collections.abc import Iterable
 
 Record = tuple[bytes | None, bytes | None]
 

@@ -86,7 +86,8 @@ cdef str get_name(Reader* reader):
 
 
 cdef int get_tuple(Reader* reader, Layout layout, Field* fields) except -1:
-    cdef int i, width
+    """Read a row into `fields`; return how many of its columns are unchanged."""
+    cdef int i, width, unchanged = 0
     cdef uint32_t size
     cdef uint8_t tag
     need(reader, 2)
@@ -110,9 +111,11 @@ cdef int get_tuple(Reader* reader, Layout layout, Field* fields) except -1:
             fields[i].data = reader.at
             fields[i].size = size
             reader.at += size
-        elif tag != 110 and tag != 117:
+        elif tag == 117:
+            unchanged += 1
+        elif tag != 110:
             return malformed(b"a column that is neither null, unchanged nor a value")
-    return 0
+    return unchanged
 
 
 @cython.final
@@ -449,6 +452,7 @@ cdef class ChangeDecoder:
         cdef size_t start
         cdef uint8_t tag, old_tag = 0
         cdef bint has_new = False
+        cdef int unchanged = 0
         if not self.inside:
             return malformed(b"a change outside a transaction")
         need(reader, 5)
@@ -463,7 +467,8 @@ cdef class ChangeDecoder:
             if kind == 73:
                 return malformed(b"an insert with an old row")
             old_tag = tag
-            get_tuple(reader, layout, self.old)
+            if get_tuple(reader, layout, self.old):
+                return malformed(b"an old row with an unchanged value")
             if kind == 85:
                 need(reader, 1)
                 tag = reader.at[0]
@@ -474,14 +479,21 @@ cdef class ChangeDecoder:
         else:
             if tag != 78:
                 return malformed(b"a change without the new row")
-            get_tuple(reader, layout, self.new)
+            unchanged = get_tuple(reader, layout, self.new)
+            if unchanged and kind == 73:
+                return malformed(b"an insert with an unchanged value")
             has_new = True
         self.finish(reader)
         slot = &self.slot[binding.slot]
         start = slot.buffer.size
         try:
             self.record(
-                OP_INSERT if kind == 73 else OP_UPDATE if kind == 85 else OP_DELETE, layout, old_tag, has_new, &slot.buffer
+                OP_INSERT if kind == 73 else OP_UPDATE if kind == 85 else OP_DELETE,
+                layout,
+                old_tag,
+                has_new,
+                unchanged,
+                &slot.buffer,
             )
         except:
             slot.buffer.size = start
@@ -492,36 +504,30 @@ cdef class ChangeDecoder:
             (<set>self.schema_ids[binding.slot]).add(layout.schema_id)
         return E_ROW
 
-    cdef int record(self, int op, Layout layout, uint8_t old_tag, bint has_new, Buffer* out) except -1:
+    cdef int record(
+        self, int op, Layout layout, uint8_t old_tag, bint has_new, int unchanged, Buffer* out
+    ) except -1:
         cdef size_t frame = out.size, value
-        cdef int i, unchanged = 0, column
+        cdef int i
         cdef Field* new = self.new
         cdef Field* old = self.old
         cdef bint before = False
         reserve(out, 64)
         out.size += 8
-        if has_new:
+        if unchanged and old_tag:
             for i in range(layout.width):
-                if new[i].tag != 117:
-                    continue
-                if op == OP_INSERT:
-                    return malformed(b"an insert with an unchanged value")
                 # FULL gives every value, and a key that is stored out of line comes with its old tuple.
-                if old_tag == 79 or (old_tag == 75 and layout.in_key[i]):
-                    if old[i].tag == 117:
-                        return malformed(b"an old row with an unchanged value")
+                if new[i].tag == 117 and (old_tag == 79 or layout.in_key[i]):
                     new[i] = old[i]
-                else:
-                    unchanged += 1
+                    unchanged -= 1
         if old_tag:
             before = True
-            for i in range(layout.width):
-                if old_tag == 75 and not layout.in_key[i]:
-                    old[i].tag = 110
-                elif old[i].tag == 117:
-                    return malformed(b"an old row with an unchanged value")
-            if old_tag == 75 and not layout.key_width:
-                return malformed(b"an old key of a table without key")
+            if old_tag == 75:
+                if not layout.key_width:
+                    return malformed(b"an old key of a table without key")
+                for i in range(layout.width):
+                    if not layout.in_key[i]:
+                        old[i].tag = 110
         if layout.key_width:
             put_key_of(layout, new if has_new else old, out)
             if has_new and old_tag == 75:

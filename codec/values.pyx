@@ -86,6 +86,114 @@ cdef extern from * nogil:
     #endif
     }
 
+    /* Values of hexadecimal digits; 0x80 for what is none, so that one look at the sum of all bits finds it. */
+    static uint8_t hex_value[256];
+    static void fill_hex_values(void) {
+        int i;
+        for (i = 0; i < 256; i++) hex_value[i] = 0x80;
+        for (i = 0; i < 10; i++) hex_value['0' + i] = (uint8_t)i;
+        for (i = 0; i < 6; i++) hex_value['a' + i] = hex_value['A' + i] = (uint8_t)(10 + i);
+    }
+
+    /* Write the bytes of `pairs` pairs of hexadecimal digits; 0 if there are other characters. */
+    static inline int unhex(const uint8_t *text, size_t pairs, uint8_t *out) {
+        uint8_t all = 0;
+        size_t i;
+        for (i = 0; i < pairs; i++) {
+            uint8_t high = hex_value[text[2 * i]], low = hex_value[text[2 * i + 1]];
+            all |= high | low;
+            out[i] = (uint8_t)(high << 4 | low);
+        }
+        return !(all & 0x80);
+    }
+
+    static inline int unhex_uuid(const uint8_t *text, uint8_t *out) {
+        return (text[8] == '-') & (text[13] == '-') & (text[18] == '-') & (text[23] == '-')
+            & unhex(text, 4, out) & unhex(text + 9, 2, out + 4) & unhex(text + 14, 2, out + 6)
+            & unhex(text + 19, 2, out + 8) & unhex(text + 24, 6, out + 10);
+    }
+
+    static char hex_pair[256][2];
+    static void fill_hex_pairs(void) {
+        int i;
+        for (i = 0; i < 256; i++) {
+            hex_pair[i][0] = "0123456789abcdef"[i >> 4];
+            hex_pair[i][1] = "0123456789abcdef"[i & 15];
+        }
+    }
+
+    static inline void hex_to(const uint8_t *data, size_t size, uint8_t *out) {
+        size_t i;
+        for (i = 0; i < size; i++) memcpy(out + 2 * i, hex_pair[data[i]], 2);
+    }
+
+    static inline void hex_uuid_to(const uint8_t *raw, uint8_t *out) {
+        hex_to(raw, 4, out);
+        out[8] = out[13] = out[18] = out[23] = '-';
+        hex_to(raw + 4, 2, out + 9);
+        hex_to(raw + 6, 2, out + 14);
+        hex_to(raw + 8, 2, out + 19);
+        hex_to(raw + 10, 6, out + 24);
+    }
+
+    /* The number of two digits; with anything else a bit above 0x7F is set. */
+    static inline unsigned pair_value(const uint8_t *at) {
+        unsigned tens = (unsigned)at[0] - '0', ones = (unsigned)at[1] - '0';
+        return tens * 10 + ones + ((tens > 9) | (ones > 9)) * 0x1000;
+    }
+
+    static const uint16_t days_before_month[13] = {0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334};
+    static const uint8_t days_of_month[13] = {0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+
+    /* Days since 1970 of `YYYY-MM-DD` after year 0 in four digits; 0 if the text is anything else. */
+    static inline int plain_days(const uint8_t *text, int64_t *days) {
+        unsigned century = pair_value(text), of_century = pair_value(text + 2), year = century * 100 + of_century;
+        unsigned month = pair_value(text + 5), day = pair_value(text + 8), leap, past;
+        if ((text[4] != '-') | (text[7] != '-') | (century > 99) | (of_century > 99) | (year == 0) | (month - 1 > 11))
+            return 0;
+        leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0));
+        if (day - 1 >= days_of_month[month] + (leap & (month == 2))) return 0;
+        past = year - 1;
+        *days = (int64_t)(past * 365 + past / 4 - past / 100 + past / 400 + days_before_month[month]
+            + (leap & (month > 2)) + day) - 719163;
+        return 1;
+    }
+
+    /* Seconds of `HH:MM:SS`; 0x1000000 or more if the text is anything else or not within a day. */
+    static inline unsigned plain_clock(const uint8_t *text) {
+        unsigned hours = pair_value(text), minutes = pair_value(text + 3), seconds = pair_value(text + 6);
+        unsigned bad = (text[2] != ':') | (text[5] != ':') | (hours > 23) | (minutes > 59) | (seconds > 59);
+        return hours * 3600 + minutes * 60 + seconds + bad * 0x1000000;
+    }
+
+    static const uint32_t scale_to_micros[7] = {0, 100000, 10000, 1000, 100, 10, 1};
+
+    /* The common form `YYYY-MM-DD HH:MM:SS[.ffffff][+00]`, where nothing can be out of range; 0 for all else. */
+    static inline int plain_timestamp(const uint8_t *text, size_t size, int zoned, int64_t *micros) {
+        int64_t days;
+        unsigned seconds, fraction = 0, all = 0;
+        size_t i;
+        if (zoned) {
+            if (size < 22 || memcmp(text + size - 3, "+00", 3) != 0) return 0;
+            size -= 3;
+        }
+        if (size < 19 || size > 26 || text[10] != ' ' || !plain_days(text, &days)) return 0;
+        seconds = plain_clock(text + 11);
+        if (seconds >= 0x1000000) return 0;
+        if (size > 19) {
+            if (size == 20 || text[19] != '.') return 0;
+            for (i = 20; i < size; i++) {
+                unsigned digit = (unsigned)text[i] - '0';
+                all |= digit > 9;
+                fraction = fraction * 10 + digit;
+            }
+            if (all) return 0;
+            fraction *= scale_to_micros[size - 20];
+        }
+        *micros = (days * 86400 + seconds) * 1000000 + fraction;
+        return 1;
+    }
+
     static inline float nearest_float(double value) { return (float)value; }
 
     /* Whether a double lies exactly half-way between two floats: then rounding the double says nothing of how the
@@ -104,6 +212,14 @@ cdef extern from * nogil:
     int text_has_high_bytes(const uint8_t* text, size_t size) noexcept
     int text_needs_escape(const uint8_t* text, size_t size) noexcept
     int decimal_to_double(uint64_t mantissa, int exponent, double* out) noexcept
+    void fill_hex_values() noexcept
+    void fill_hex_pairs() noexcept
+    int unhex(const uint8_t* text, size_t pairs, uint8_t* out) noexcept
+    int unhex_uuid(const uint8_t* text, uint8_t* out) noexcept
+    void hex_to(const uint8_t* data, size_t size, uint8_t* out) noexcept
+    void hex_uuid_to(const uint8_t* raw, uint8_t* out) noexcept
+    int plain_days(const uint8_t* text, int64_t* days) noexcept
+    int plain_timestamp(const uint8_t* text, size_t size, int zoned, int64_t* micros) noexcept
     float nearest_float(double value) noexcept
     int is_float_tie(double value) noexcept
     uint64_t bits_of_double(double value) noexcept
@@ -114,7 +230,9 @@ cdef extern from * nogil:
     int isnan(double value) noexcept
 
 
-cdef const char* HEX = b"0123456789abcdef"
+fill_hex_values()
+fill_hex_pairs()
+
 cdef int64_t EPOCH_DAYS = 10957  # from 1970-01-01 to PostgreSQL's 2000-01-01
 cdef int64_t EPOCH_MICROS = 946684800000000
 cdef int64_t DAY_MICROS = 86400000000
@@ -421,6 +539,8 @@ cdef inline bint strip_bc(const uint8_t* text, const uint8_t** end) noexcept:
 cdef int parse_date(const uint8_t* text, size_t size, int column, int64_t* value) except -1:
     cdef const uint8_t* end = text + size
     cdef bint before_christ
+    if size == 10 and plain_days(text, value):
+        return 0
     if equals(text, size, b"infinity", 8):
         value[0] = INT32_MAX
         return 0
@@ -441,6 +561,8 @@ cdef int parse_timestamp(const uint8_t* text, size_t size, bint zoned, int colum
     cdef bint before_christ
     cdef int64_t days, micros, seconds, offset = 0
     cdef int part, sign, scale
+    if plain_timestamp(text, size, zoned, value):
+        return 0
     if equals(text, size, b"infinity", 8):
         value[0] = INT64_MAX
         return 0
@@ -505,65 +627,27 @@ cdef int check_numeric(const uint8_t* text, size_t size) except -1:
     return malformed(b"a numeric that is not one")
 
 
-cdef inline int hex_digit(uint8_t byte) noexcept:
-    if <uint8_t>(byte - 48) < 10:
-        return byte - 48
-    byte |= 0x20
-    if <uint8_t>(byte - 97) < 6:
-        return byte - 87
-    return -1
-
-
 cdef int put_unhexed(const uint8_t* text, size_t size, Buffer* out) except -1:
     """Append Avro bytes of `\\x` and hexadecimal digits."""
-    cdef size_t i
-    cdef int high, low
-    cdef uint8_t* at
     if size < 2 or text[0] != 92 or text[1] != 120 or size % 2:
         return malformed(b"bytes that are not in hexadecimal form")
     size = (size - 2) / 2
     reserve(out, size + 10)
-    put_long(out, size)
-    at = out.data + out.size
-    text += 2
-    for i in range(size):
-        high = hex_digit(text[2 * i])
-        low = hex_digit(text[2 * i + 1])
-        if high < 0 or low < 0:
-            return malformed(b"bytes that are not in hexadecimal form")
-        at[i] = <uint8_t>(high * 16 + low)
+    put_long(out, <int64_t>size)
+    if not unhex(text + 2, size, out.data + out.size):
+        return malformed(b"bytes that are not in hexadecimal form")
     out.size += size
     return 0
 
 
 cdef int parse_uuid(const uint8_t* text, size_t size, uint8_t* raw) except -1:
-    cdef int i, high, low, at = 0
-    if size != 36:
+    if size != 36 or not unhex_uuid(text, raw):
         return malformed(b"a uuid that is not one")
-    for i in range(16):
-        if i == 4 or i == 6 or i == 8 or i == 10:
-            if text[at] != 45:
-                return malformed(b"a uuid that is not one")
-            at += 1
-        high = hex_digit(text[at])
-        low = hex_digit(text[at + 1])
-        if high < 0 or low < 0:
-            return malformed(b"a uuid that is not one")
-        raw[i] = <uint8_t>(high * 16 + low)
-        at += 2
     return 0
 
 
 cdef inline void write_uuid(const uint8_t* raw, Buffer* out) noexcept:
-    cdef int i
-    cdef uint8_t* at = out.data + out.size
-    for i in range(16):
-        if i == 4 or i == 6 or i == 8 or i == 10:
-            at[0] = 45
-            at += 1
-        at[0] = HEX[raw[i] >> 4]
-        at[1] = HEX[raw[i] & 15]
-        at += 2
+    hex_uuid_to(raw, out.data + out.size)
     out.size += 36
 
 
@@ -1189,13 +1273,8 @@ cdef int write_number(int kind, int64_t value, Buffer* out) except -1:
 
 
 cdef int write_hexed(const uint8_t* data, size_t size, Buffer* out) except -1:
-    cdef size_t i
-    cdef uint8_t* at
     reserve(out, 2 * size)
-    at = out.data + out.size
-    for i in range(size):
-        at[2 * i] = HEX[data[i] >> 4]
-        at[2 * i + 1] = HEX[data[i] & 15]
+    hex_to(data, size, out.data + out.size)
     out.size += 2 * size
     return 0
 
