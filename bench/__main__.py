@@ -1,0 +1,160 @@
+"""`python -m bench`: measure Penstock beside PostgreSQL's own tools and write `docs/performance.md`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from bench import changes, latency, load, scale
+from bench.report import Report
+from bench.stage import Service, Stage, stage
+from bench.workloads import MARK, NARROW, SMALL, WIDE
+
+GROUPS = ("load", "changes", "latency", "scale")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=GROUPS, help="a group; may be given several times")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the wide table")
+    parser.add_argument("--transactions", type=int, default=100_000, help="small transactions of a backlog")
+    parser.add_argument("--bulk", type=int, default=300_000, help="rows of a bulk backlog")
+    parser.add_argument("--large", type=int, default=10_000_000, help="rows of the large transaction")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-kafka", action="store_true")
+    parser.add_argument("--output", type=Path, default=Path("docs/performance.md"))
+    options = parser.parse_args()
+    groups = options.only or GROUPS
+    report, kafka = Report(), not options.no_kafka
+    with stage() as made:
+        servers = [made.sql(s, "postgres", "show server_version")[0][0] for s in (made.source, made.target)]
+        named = [f"PostgreSQL {servers[0]} (source)", f"{servers[1]} (target)"]
+        if kafka:
+            named.append("one Apache Kafka broker (`flush.messages=1`)")
+        for group in GROUPS:
+            if group in groups:
+                print(f"{group}:", flush=True)
+                {"load": _load, "changes": _changes, "latency": _latency, "scale": _scale}[group](
+                    made, report, options, kafka
+                )
+                report.write(options.output, named, shlex.join(["python -m bench", *sys.argv[1:]]).replace("'", ""))
+    print(f"written: {options.output}")
+    return 0
+
+
+def _load(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
+    load.prepare(made, options.rows)
+    peers = load.peers(made, kafka=kafka)
+    for _ in range(options.repeats):
+        for name, measured in peers.items():
+            report.sample(f"load: {name}", measured())
+    work = f"full load, {options.rows:,} wide rows"
+    for ours, text, binary in ((load.EMBEDDED, 1.0, 0.5), (load.KAFKA, 0.8, 0.4)):
+        for limit, bar in ((load.LIMIT_TEXT, text), (load.LIMIT_BINARY, binary)):
+            report.ratio(f"{work}, {ours}", f"load: {ours}", f"load: {limit}", bar, count=options.rows)
+
+
+def _changes(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
+    counts: dict[str, int] = {}
+
+    def sample(kind: str, peer: str, count: int, seconds: float) -> None:
+        counts[kind] = count
+        report.sample(f"{kind}: {peer}", seconds)
+
+    changes.measure(made, sample, vars(options), kafka=kafka)
+    for kind, capture_bar in (("small", 1.5), ("bulk", 1.2)):
+        work = f"{counts[kind]:,} changes, {'small transactions' if kind == 'small' else 'bulk inserts'}"
+        for ours, theirs, bar in (
+            (changes.CAPTURE, changes.DRAIN, capture_bar),
+            (changes.BOTH, changes.NATIVE, 1.5),
+            (changes.APPLY, changes.NATIVE, 2.0),
+            (changes.BOTH_KAFKA, changes.NATIVE, 1.2),
+        ):
+            report.ratio(f"{work}: {ours}", f"{kind}: {ours}", f"{kind}: {theirs}", bar, count=counts[kind])
+
+
+def _latency(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
+    rows, seconds = 100_000, 20.0
+    fill = [
+        *(WIDE, NARROW, MARK),
+        f"insert into wide (id, b) select g, 0 from generate_series(1, {rows}) g",
+        f"insert into narrow (aid, bid, abalance) select g, 0, 0 from generate_series(1, {rows}) g",
+        "insert into mark values (1, 0), (2, 0), (3, 0)",
+    ]
+    made.fresh(made.source, "latency", *fill, "vacuum analyze")
+    cases = [("embedded log", False, 10, 30)] + ([("Kafka", True, 15, 40)] if kafka else [])
+    for name, over_kafka, p50, p99 in cases:
+        made.fresh(made.target, "latency", WIDE, NARROW, MARK)
+        file = made.pipeline("latency", "latency", ["wide", "narrow", "mark"], kafka=over_kafka)
+        with Service("run", file):
+            latency.settled(made, "latency")
+            traffic = latency.pgbench(made, SMALL.format(keys=rows), "latency", 1000, seconds)
+            _percentiles(
+                report,
+                f"commit → visible, 2,000 changes/s, {name}",
+                latency.watch(made, "latency", "latency", traffic, seconds),
+                p50,
+                p99,
+            )
+        made.forget(file)
+    tables = 2000
+    file = scale.many_tables(made, "many", tables)
+    with Service("run", file) as service:
+        latency.settled(made, "many")
+        report.add(
+            f"memory of the largest process, {tables:,} tables",
+            f"{scale.largest_process(service)} MB",
+            "512 MB",
+            scale.largest_process(service) <= 512,
+        )
+        cost = scale.idle(service, 20)
+        report.add(f"idle pipeline of {tables:,} tables, all processes", f"{cost:.1f} % of a core", "3 %", cost <= 3)
+        script = (
+            "\\set t random(1, 200)\n\\set id random(1, 10)\nbegin;\nupdate t:t set v = v + 1 where id = :id;\n"
+            "update t:t set v = v + 1 where id = :id;\nend;\n"
+        )
+        traffic = latency.pgbench(made, script, "many", 1000, seconds)
+        _percentiles(
+            report,
+            f"commit → visible, {tables:,} tables, 200 of them touched, embedded log",
+            latency.watch(made, "many", "many", traffic, seconds),
+            15,
+            60,
+        )
+    made.forget(file)
+
+
+def _percentiles(report: Report, work: str, found: latency.Latency, p50: float, p99: float) -> None:
+    report.add(
+        work,
+        f"p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms, worst {found.worst:.0f} ms",
+        f"p50 {p50:g} ms, p99 {p99:g} ms",
+        found.p50 <= p50 and found.p99 <= p99,
+    )
+
+
+def _scale(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
+    took, memory = scale.large_transaction(made, options.large)
+    report.add(
+        f"memory of the largest process, one transaction of {options.large:,} rows",
+        f"{memory} MB ({options.large / took / 1000:.0f} k rows/s)",
+        "512 MB",
+        memory <= 512,
+    )
+    memory = scale.large_value(made, 256)
+    report.add("memory of the largest process, a value of 256 MB", f"{memory} MB", "1,536 MB", memory <= 1536)
+    base = scale.rate(made, options.rows, 1)
+    for rows, tables in ((5 * options.rows, 1), (options.rows, 10), (options.rows, 100), (options.rows, 1000)):
+        found = scale.rate(made, rows, tables)
+        report.add(
+            f"rows/s, {rows:,} rows in {tables:,} tables, beside one table of {options.rows:,}",
+            f"{found / base:.2f} ({found / 1000:.0f} k/s)",
+            "0.85",
+            found / base >= 0.85,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
