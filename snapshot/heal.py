@@ -1,0 +1,153 @@
+"""Healing: what makes a table that was read in several snapshots equal to what one snapshot shows.
+
+A row may have been read twice or not at all, because an update moved it between two snapshots. Replay can't mend
+that: an update may leave out columns that the target would need. So every key, old or new, of every change that
+some of the snapshots did not see is read again in one newer snapshot, and replaces what the target has for it.
+Rows that nobody changed since are the same in all of the snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from codec.copy import encode_batch
+from codec.frames import unpack
+from codec.rows import decode, head
+from schemas.frontier import SnapshotTaken, TopicRange, Visibility
+from schemas.record import Op
+from schemas.table import Table, TableId
+from snapshot.reader import Reader, Rows
+from transport.log import LogReader, Partition, Range
+from transport.topics import Topics
+from transport.views import Frontiers, Registered, Tables
+
+KEYS_AT_ONCE = 200_000
+"""Distinct keys that are in memory at a time. More of them make several rounds, in which a key may come again."""
+
+_BATCH_KEYS = 1_000
+_READ_KEYS = 5_000
+
+Key = tuple[str, ...]
+
+
+class StartAgain(Exception):
+    """The table can't be healed, and must be read anew; the message is the cause."""
+
+
+def mend(
+    reader: LogReader,
+    topics: Topics,
+    tables: Tables,
+    version: Registered,
+    used: Sequence[SnapshotTaken],
+    newest: SnapshotTaken,
+    rows: Reader,
+    frontier_start: int = 0,
+    frontier_epoch: int = -1,
+) -> Iterator[Rows | None]:
+    """Yield what replaces the stale rows of a table: in each round a delete of every key, then the rows that the
+    snapshot open in `rows`, which must be `newest`, has for them. None is a breath between two pieces of work.
+
+    To be called when capture has passed the position of `newest`. Raises `StartAgain` if keys don't tell what has
+    changed.
+    """
+    unseen = [taken.visibility for taken in used]
+    keys: dict[Key, None] = {}
+    frontiers = Frontiers(reader, topics, frontier_start, frontier_epoch)
+    for some in _changed(reader, frontiers, tables, version.table, unseen, newest.position):
+        if some is None:
+            yield None
+            continue
+        keys.update(dict.fromkeys(some))
+        if len(keys) >= KEYS_AT_ONCE:
+            yield from _replace(version, list(keys), rows)
+            keys.clear()
+    yield from _replace(version, list(keys), rows)
+
+
+def _replace(version: Registered, keys: list[Key], rows: Reader) -> Iterator[Rows]:
+    width, places = len(version.table.columns), version.table.key
+    for start in range(0, len(keys), _BATCH_KEYS):
+        gone: list[tuple[int, tuple[str | None, ...], None]] = []
+        for key in keys[start : start + _BATCH_KEYS]:
+            row: list[str | None] = [None] * width
+            for place, value in zip(places, key, strict=True):
+                row[place] = value
+            gone.append((Op.DELETE, tuple(row), None))
+        yield Rows(encode_batch(version.layout, gone), len(gone))
+    for start in range(0, len(keys), _READ_KEYS):
+        yield from rows.read_keys(version, keys[start : start + _READ_KEYS])
+
+
+def _changed(
+    reader: LogReader,
+    frontiers: Frontiers,
+    tables: Tables,
+    table: Table,
+    snapshots: Sequence[Visibility],
+    position: int,
+) -> Iterator[list[Key] | None]:
+    """Yield the old and new keys of every change, up to a position, that some of the snapshots do not see."""
+    floor = min(snapshot.xmin for snapshot in snapshots)
+    while frontiers.position < position:
+        found = frontiers.poll()
+        for _, frontier in found:
+            if frontier.max_xid < floor:
+                continue  # the largest id so far: all that has come up to here is seen by all of them
+            for named in frontier.ranges:
+                versions = _versions(tables, table.id, named)
+                if versions:
+                    yield from _keys(reader, named, versions, table, snapshots)
+            if frontier.position >= position:
+                return
+        yield None
+
+
+def _versions(tables: Tables, table: TableId, named: TopicRange) -> dict[int, Registered]:
+    """Return those of a range's schemas that are versions of the table; a topic may be shared by many."""
+    versions = {schema: tables.by_schema(schema) for schema in named.schemas}
+    return {schema: version for schema, version in versions.items() if version.table.id == table}
+
+
+def _keys(
+    reader: LogReader,
+    named: TopicRange,
+    versions: dict[int, Registered],
+    table: Table,
+    snapshots: Sequence[Visibility],
+) -> Iterator[list[Key]]:
+    for block in reader.read(Partition(named.topic, named.partition), Range(named.start, named.end)):
+        keys: list[Key] = []
+        for _, value in unpack(block.data):
+            if value is None:
+                continue
+            about = head(value)
+            version = versions.get(about.schema_id)
+            if version is None or all(snapshot.sees(about.xid) for snapshot in snapshots):
+                continue
+            if about.op == Op.TRUNCATE:
+                raise StartAgain("it was truncated")
+            change = decode(version.layout, value)
+            places = _places(version.table, table)
+            keys += [key for row in (change.before, change.after) if (key := _key(row, places)) is not None]
+        yield keys
+
+
+def _places(version: Table, table: Table) -> tuple[int, ...]:
+    """Return where the key columns of `table` are in the rows of another version of it."""
+    if version is table or (version.key == table.key and version.columns == table.columns):
+        return table.key
+    numbers = {column.number or column.name: place for place, column in enumerate(version.columns)}
+    wanted = [table.columns[place].number or table.columns[place].name for place in table.key]
+    places = tuple(numbers.get(number, -1) for number in wanted)
+    if set(places) != set(version.key):
+        raise StartAgain("its key was changed")
+    return places
+
+
+def _key(row: Sequence[str | None] | None, places: Iterable[int]) -> Key | None:
+    if row is None:
+        return None
+    key = tuple(value for place in places if (value := row[place]) is not None)
+    # Keys hold no nulls; an old row that is given without them does not tell a key.
+    return key if len(key) == len(tuple(places)) else None

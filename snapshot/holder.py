@@ -1,0 +1,293 @@
+"""The holder: sets the source up on the first start, and keeps snapshots alive until every table is read.
+
+It does nothing else, so that nothing else can end it: a snapshot lives no longer than the connection that holds it.
+Killed at any point it may simply be started again. Before `Setup` is in the log nothing of the earlier attempt
+counts; after it, a snapshot that died with its holder is replaced by a new one, and the workers go on in that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from schemas.errors import ConfigInvalid, SnapshotLost
+from schemas.frontier import Setup, SnapshotTaken, TableRegistered
+from schemas.pipeline import Mode, Pipeline
+from schemas.record import encode_control, value_schema_id
+from schemas.table import Table
+from snapshot import rules
+from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
+from transport.log import Log, LogReader, LogWriter, Topic
+from transport.topics import Topics
+from transport.views import SETUP_KEY, Chunks, Tables, read_setup
+
+PING_SECONDS = 5.0
+SHARE_ABOVE = 500
+"""Tables; with more of them a log that pays for topics gets shared ones."""
+
+MOST_HELD = 4
+RETIRE_SECONDS = 60.0
+"""How long a snapshot that a newer one followed stays though no table depends on it: workers may be reading in it."""
+
+_AGAIN_SECONDS = 0.2
+_CLAIM_SECONDS = 1.0
+
+
+class Holder:
+    """The holder of one pipeline, as a machine of small steps.
+
+    `done` says that there is nothing left to do, for good. After an exception the holder is over, and so are its
+    snapshots: `close` it and make another.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        log: Log,
+        source: SnapshotSource,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._pipeline, self._log, self._source = pipeline, log, source
+        self._clock, self._now, self._sleep = clock, now, sleep
+        self._topics = Topics(pipeline.pipeline)
+        self._stack = contextlib.ExitStack()
+        self._claimed = False
+        self._writer: LogWriter | None = None
+        self._reader: LogReader | None = None
+        self._chunks: Chunks | None = None
+        self._tables: Tables | None = None
+        self._held: dict[int, Held] = {}
+        self._since: dict[int, float] = {}
+        self._ping_at = 0.0
+        self._again_at = 0.0
+        self._changed = True  # whether something is held that was not when it was last decided, or the reverse
+        self._wants = False
+
+        self.setup: Setup | None = None
+        self.done = False
+        self.snapshots_taken = 0
+        self.snapshots_refused = 0  # because they did not yet show all that an earlier one did
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """The snapshots that are alive here, by their offsets in `p.chunks`."""
+        return tuple(self._held)
+
+    def step(self) -> bool:
+        """Do one piece of work and say whether there was any.
+
+        Raises `SourceUnavailable` when the claim is lost with its connection, `ConfigInvalid` if the pipeline
+        chooses no table, and whatever source and log raise.
+        """
+        if self.done:
+            return False
+        if not self._claimed:
+            self._claimed = self._source.claim()
+            return self._claimed
+        if self._reader is None:
+            self._log.create_topics(self._topics.fixed())
+            self._reader = self._stack.enter_context(self._log.reader())
+            self._writer = self._stack.enter_context(self._log.writer("control"))
+            self._chunks = Chunks(self._reader, self._topics)
+            self._tables = Tables(self._reader, self._topics)
+            return True
+        if self.setup is None:
+            # Only behind the claim: another holder may have set everything up while we waited for it.
+            self.setup = read_setup(self._reader, self._topics) or self._set_up()
+            return True
+        return self._hold(self.setup)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there may be something to do, at most `timeout` seconds."""
+        if self.done:
+            return
+        if not self._claimed:
+            self._sleep(min(timeout, _CLAIM_SECONDS))
+        elif self._reader is not None and self._chunks is not None:
+            now = self._clock()
+            until = self._ping_at if self._again_at <= now else min(self._ping_at, self._again_at)
+            self._reader.wait({self._topics.chunks: self._chunks.next}, max(0.0, min(timeout, until - now)))
+
+    def close(self) -> None:
+        """Let go of every snapshot, the claim and the log; never raises."""
+        for number in list(self._held):
+            self._drop(number)
+        self._source.close()
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -------------------------------------------------------------------------------------------------- setting up
+
+    def _set_up(self) -> Setup:
+        """Register the tables, make the stream begin, publish its snapshot, and last of all the setup itself: it is
+        what all others wait for, so what comes before it may be done again."""
+        assert self._writer is not None
+        objects, wanted = self._source.catalogue(self._pipeline.chooses)
+        if not wanted:
+            raise ConfigInvalid(
+                "the pipeline chooses none of the source's tables", remedy="look at `tables` in the pipeline file"
+            )
+        shared = self._log.shared_topics or 0
+        if len(wanted) <= SHARE_ABOVE:
+            shared = 0
+        topics = {self._topics.changes(table.id, shared).topic: 1 for table in wanted}
+        topics |= {self._topics.load(table.id, shared).topic: rules.LOAD_PARTITIONS for table in wanted}
+        self._log.create_topics([Topic(name, partitions) for name, partitions in topics.items()])
+        schemas = tuple(self._register(table, shared) for table in wanted)
+
+        load = self._pipeline.mode != Mode.CHANGES
+        prepared = self._source.prepare(wanted, hold=load)
+        if load:
+            assert prepared.snapshot is not None
+            self._publish(prepared.snapshot)
+        seen = prepared.visibility
+        setup = Setup(
+            system=prepared.system,
+            slot=prepared.slot,
+            publications=prepared.publications,
+            position=prepared.position,
+            xmin=seen.xmin,
+            xmax=seen.xmax,
+            xip=tuple(seen.xip),
+            objects=objects.model_dump_json(),
+            mode=self._pipeline.mode.value,
+            shared_topics=shared,
+            at=self._micros(),
+            tables=schemas,
+        )
+        # Whoever lost the claim meanwhile has had his slot dropped, and must not announce it.
+        self._source.ping()
+        self._writer.put(self._topics.control, encode_control(setup), SETUP_KEY)
+        return setup
+
+    def _register(self, table: Table, shared: int) -> int:
+        assert self._writer is not None
+        changes = self._topics.changes(table.id, shared)
+        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
+        return value_schema_id(self._writer.put(self._topics.tables, encode_control(entry), str(table.id).encode()))
+
+    # ----------------------------------------------------------------------------------------------------- holding
+
+    def _hold(self, setup: Setup) -> bool:
+        assert self._chunks is not None and self._tables is not None
+        if setup.mode == Mode.CHANGES:
+            self.done = True
+            return True
+        if self._clock() >= self._ping_at:
+            self._ping()
+        # What there is to decide changes with the log or with what is held; only then is every table looked at.
+        if self._chunks.refresh() or self._changed:
+            self._changed = False
+            if rules.all_complete(setup, self._tables, self._chunks):
+                for number in list(self._held):
+                    self._drop(number)
+                self.done = True
+                return True
+            self._wants = self._wanted(setup)
+            self._retire(setup)
+        if self._wants and self._clock() >= self._again_at:
+            return self._take(setup)
+        return False
+
+    def _wanted(self, setup: Setup) -> bool:
+        """Whether some table can't go on in the snapshots that are alive here."""
+        assert self._chunks is not None and self._tables is not None
+        for schema_id in setup.tables:
+            table = self._tables.by_schema(schema_id)
+            chunks = self._chunks.of(table.table.id)
+            if rules.wants_newer(chunks, bool(table.table.key), self._chunks.snapshots, setup, self._held.__contains__):
+                return True
+        return False
+
+    def _take(self, setup: Setup) -> bool:
+        """Take a snapshot; publish it if it shows everything that the stream leaves out and earlier ones showed.
+
+        A commit is in the source's log, and decoded, before others see it: a snapshot taken right then may lack
+        what an earlier one had, and it takes no more than to wait until the commit is through.
+        """
+        assert self._chunks is not None and self._tables is not None
+        held = self._source.take()
+        used = {n for table in rules.chosen(setup, self._tables) for n in self._chunks.of(table).snapshots()}
+        earlier = [setup.visibility, *(self._chunks.snapshots[number].visibility for number in used)]
+        if not all(held.visibility.sees_all_of(visibility) for visibility in earlier):
+            held.close()
+            self.snapshots_refused += 1
+            self._again_at = self._clock() + _AGAIN_SECONDS
+            return False
+        self._publish(held)
+        self._wants = False
+        return True
+
+    def _publish(self, held: Held) -> None:
+        """Announce a snapshot at the source, then in the log; from here on workers read in it."""
+        assert self._writer is not None
+        try:
+            position = self._source.announce()
+            xmin, xmax, xip = held.visibility
+            taken = SnapshotTaken(held.name, xmin, xmax, tuple(xip), position, self._micros())
+            number = self._writer.put(self._topics.chunks, encode_control(taken))
+        except BaseException:
+            held.close()
+            raise
+        self._held[number], self._since[number] = held, self._clock()
+        self._changed = True
+        self.snapshots_taken += 1
+
+    def _ping(self) -> None:
+        self._source.ping()
+        for number, held in list(self._held.items()):
+            try:
+                held.ping()
+            except SnapshotLost:
+                self._drop(number)
+        if len(self._held) > 1:
+            self._changed = True  # an old one may have come of age
+        self._ping_at = self._clock() + PING_SECONDS
+
+    def _retire(self, setup: Setup) -> None:
+        """Let go of snapshots that newer ones have followed: each keeps the source from cleaning up."""
+        assert self._chunks is not None and self._tables is not None
+        old = sorted(self._held)[:-1]
+        if not old:
+            return
+        depended = {
+            number
+            for table in rules.chosen(setup, self._tables)
+            if (chunks := self._chunks.of(table)).missing
+            for number in chunks.snapshots()
+        }
+        for number in old:
+            idle = number not in depended and self._clock() - self._since[number] > RETIRE_SECONDS
+            if idle or len(self._held) > MOST_HELD:
+                self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        self._changed = True
+        self._held.pop(number).close()
+        self._since.pop(number, None)
+
+    def _micros(self) -> int:
+        return int(self._now() * 1_000_000)
+
+
+def open(pipeline: Pipeline, log: Log) -> Holder:
+    """Return the holder of a pipeline over a log, which stays the caller's to close.
+
+    Raises `ConfigInvalid` if the source's URL has no engine.
+    """
+    url = pipeline.source.url.get_secret_value()
+    return Holder(pipeline, log, snapshot_source_factory(url)(url, pipeline.pipeline))

@@ -1,0 +1,612 @@
+"""The loop of a snapshot worker: tables are planned, chunks read into the log, and made final.
+
+Any number of workers share the chunks. A chunk is final when its manifest is in the log, which is written only
+
+* when its rows are durable,
+* when the table was, while they were read, the same physical thing as planned and as the snapshot sees it,
+* when capture has passed the snapshot's message: until then the source may still lose, in a crash, commits that the
+  snapshot has shown.
+
+Whatever else a worker leaves in the log when it dies is named by no manifest and read by nobody. Two workers that
+read the same chunk do no harm: the first manifest counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from codec.frames import pack
+from schemas.errors import (
+    IntegrityError,
+    LogRewound,
+    LogUnavailable,
+    OperatorError,
+    ReplicationError,
+    RowError,
+    SnapshotLost,
+)
+from schemas.frontier import HEAL, Manifest, Plan, Setup
+from schemas.pipeline import Mode, Pipeline
+from schemas.record import encode_control
+from schemas.table import TableId
+from snapshot import heal, rules
+from snapshot.reader import GONE, Reader, Rows, reader_factory
+from transport.log import Block, Log, LogReader, LogWriter, Membership, Partition
+from transport.topics import Topics
+from transport.views import Chunks, Frontiers, TableChunks, Tables, read_setup
+
+STEP_BYTES = 4 << 20
+"""Read and appended in one step."""
+
+LOOK_SECONDS = 0.1
+"""How often a worker that is reading looks whether a finished chunk has become final."""
+
+AGAIN_SECONDS = 1.0
+"""After the log refused to take more."""
+
+ASIDE_SECONDS = 30.0
+"""After which a table that could not be read is tried again."""
+
+FINAL_AT_ONCE = 100
+
+GROUP = "snapshot"
+
+_log = logging.getLogger(__name__)
+
+
+class _Task(NamedTuple):
+    """Something to do for a table: a chunk's number, or one of the two below."""
+
+    table: TableId
+    what: int
+
+
+_PLAN = -2
+assert HEAL == -1
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A chunk, or a healing, on its way into the log."""
+
+    task: _Task
+    plan: Plan
+    snapshot: int
+    partition: Partition
+    rows: Iterator[Rows | None]
+    leaves: list[TableId]  # that must still be what the plan says when all is read
+    records: int = 0
+    number: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """What the log says, once there is a setup."""
+
+    setup: Setup
+    tables: Tables
+    chunks: Chunks
+    frontiers: Frontiers
+    chosen: list[TableId]
+    membership: Membership
+
+
+class _Writer:
+    """A writer of the log that is opened when it is needed, and again after it has failed."""
+
+    def __init__(self, log: Log, purpose: str) -> None:
+        self._log, self._purpose = log, purpose
+        self._stack = contextlib.ExitStack()
+        self._open: LogWriter | None = None
+
+    def __call__(self) -> LogWriter:
+        if self._open is None:
+            self._open = self._stack.enter_context(self._log.writer(self._purpose))
+        return self._open
+
+    def drop(self) -> None:
+        self._open = None
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+
+class SnapshotWorker:
+    """One worker of a pipeline, as a machine of small steps.
+
+    `number` is its own among all workers that run: it owns that partition of every load topic. `done` says that
+    every table is complete. After an exception the worker is over: `close` it and make another; chunks that were
+    read but were not final yet are read again. `frontier_start` and `frontier_epoch` say where `p.frontier` begins
+    and which epoch is in force there, for a log that has been trimmed.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        topics: Topics,
+        make_reader: Callable[[], Reader],
+        number: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        frontier_start: int = 0,
+        frontier_epoch: int = -1,
+    ) -> None:
+        if not 0 <= number < rules.LOAD_PARTITIONS:
+            raise ValueError(f"there are at most {rules.LOAD_PARTITIONS} snapshot workers, numbered from 0")
+        self._log, self._topics, self._make_reader, self._number = log, topics, make_reader, number
+        self._clock, self._now, self._sleep = clock, now, sleep
+        self._frontier_start, self._frontier_epoch = frontier_start, frontier_epoch
+        self._stack = contextlib.ExitStack()
+        self._reader: LogReader | None = None
+        self._views: _Views | None = None
+        self._load, self._control = _Writer(log, f"load-{number}"), _Writer(log, "control")
+        self._engine: Reader | None = None
+
+        self._tasks: deque[_Task] = deque()
+        self._listed: tuple[int, frozenset[int]] | None = None  # what the tasks were listed from
+        self._reading: _Reading | None = None
+        self._pending: dict[_Task, Manifest] = {}  # durable, but not final
+        self._lost: set[int] = set()
+        self._unfit: dict[TableId, tuple[int, set[int]]] = {}  # a generation, and snapshots that can't read it
+        self._aside: dict[TableId, float] = {}  # until when
+        self._look_at = self._again_at = 0.0
+        self._passing = False  # whether a healing waits for capture to pass a snapshot's message
+
+        # What control shows; plain values, of this incarnation.
+        self.done = False
+        self.table = ""  # that is being read
+        self.chunk = 0
+        self.rows = 0
+        self.bytes = 0
+        self.chunks_read = 0
+        self.chunks_final = 0
+        self.heals = 0
+        self.restarts = 0  # tables that begin again, in a next generation
+        self.problems: dict[str, ReplicationError] = {}  # of tables that are set aside
+
+    @property
+    def pending(self) -> int:
+        """Chunks that are read and durable, and wait for capture."""
+        return len(self._pending)
+
+    # ------------------------------------------------------------------------------------------------- driving
+
+    def step(self) -> bool:
+        """Do one bounded piece of work and say whether there was any.
+
+        Raises what the source raises, except that a table which can't be read is set aside while there are others:
+        only when nothing else is left is its error raised. A log that takes no more is waited for.
+        """
+        if self.done:
+            return False
+        if self._views is None:
+            return self._begin()
+        now = self._clock()
+        if now < self._again_at:
+            return False
+        try:
+            if self._reading is None or (self._pending and now >= self._look_at):
+                self._look_at = now + LOOK_SECONDS
+                if self._look(self._views) and self._reading is None:
+                    return True
+            if self._reading is not None:
+                self._read_on(self._views, self._reading)
+                return True
+            return self._next(self._views)
+        except LogUnavailable as error:
+            # What was appended of the chunk is an orphan; its rows are read once more.
+            _log.warning("the log takes nothing now: %s", error)
+            self._abandon()
+            self._load.drop()
+            self._control.drop()
+            self._again_at = self._clock() + AGAIN_SECONDS
+            return False
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there may be something to do, at most `timeout` seconds."""
+        # Not for long: nobody tells us when another worker leaves and its share becomes ours.
+        timeout = min(timeout, 1.0)
+        now = self._clock()
+        if self.done or self._reading is not None:
+            return
+        if self._reader is None:
+            self._sleep(min(timeout, 0.2))
+        elif now < self._again_at:
+            self._sleep(min(timeout, self._again_at - now))
+        elif self._views is None:
+            self._reader.wait({self._topics.control: self._log.offsets(self._topics.control).end}, timeout)
+        else:
+            ends = {self._topics.chunks: self._views.chunks.next}
+            if self._pending or self._passing:
+                ends[self._topics.frontier] = self._views.frontiers.next
+            self._reader.wait(ends, timeout)
+
+    def close(self) -> None:
+        """Let go of source and log; never raises."""
+        self._abandon()
+        self._drop_engine()
+        self._load.drop()
+        self._control.drop()
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------------ looking
+
+    def _begin(self) -> bool:
+        """Wait for a log with a setup in it."""
+        if self._reader is None:
+            try:
+                self._log.identity()
+                made = {topic.name for topic in self._log.topics(self._topics.prefix)}
+            except LogRewound:
+                return False  # nobody has made it yet
+            if not {topic.name for topic in self._topics.fixed()} <= made:
+                return False
+            self._reader = self._stack.enter_context(self._log.reader())
+        setup = read_setup(self._reader, self._topics)
+        if setup is None:
+            return False
+        if setup.mode == Mode.CHANGES:
+            self.done = True
+            return True
+        tables = Tables(self._reader, self._topics)
+        self._views = _Views(
+            setup=setup,
+            tables=tables,
+            chunks=Chunks(self._reader, self._topics),
+            frontiers=Frontiers(self._reader, self._topics, self._frontier_start, self._frontier_epoch),
+            chosen=rules.chosen(setup, tables),
+            membership=self._stack.enter_context(self._log.membership(GROUP)),
+        )
+        return True
+
+    def _look(self, views: _Views) -> bool:
+        """Read on in the log and make final what may be; return whether there was anything new to work with."""
+        views.tables.refresh()
+        news = views.chunks.refresh()
+        if not self._pending and not self._passing:
+            return news
+        at = views.frontiers.next
+        views.frontiers.poll()
+        for task, manifest in list(self._pending.items()):
+            table = views.chunks.of(task.table)
+            if table.plan is None or table.plan.generation != manifest.generation or task.what in table.manifests:
+                del self._pending[task]
+        passed = [
+            (task, manifest)
+            for task, manifest in self._pending.items()
+            if views.chunks.snapshots[manifest.snapshot].position <= views.frontiers.position
+        ]
+        for task, manifest in passed[:FINAL_AT_ONCE]:
+            self._control().put(self._topics.chunks, encode_control(manifest))
+            del self._pending[task]
+            self.chunks_final += 1
+        return news or bool(passed) or views.frontiers.next != at
+
+    # ------------------------------------------------------------------------------------------------ choosing
+
+    def _next(self, views: _Views) -> bool:
+        """Begin the next task that can be begun; return whether there was one."""
+        now, mine = self._clock(), views.membership.poll()
+        for table in [table for table, until in self._aside.items() if now >= until]:
+            del self._aside[table]
+            self._listed = None
+        if not self._tasks:
+            state = (views.chunks.next, mine)
+            if self._listed == state and not self._passing:
+                return False
+            self._listed = state
+            self._passing = False
+            self._tasks.extend(self._list(views, mine))
+        while self._tasks:
+            task = self._tasks.popleft()
+            if task.table in self._aside or task in self._pending or _work(task) not in mine:
+                continue
+            try:
+                if self._attempt(views, task):
+                    return True
+            except SnapshotLost:
+                self._drop_engine()
+                self._listed = None
+                return True
+            except (OperatorError, RowError) as error:
+                self._set_aside(task.table, error)
+                return True
+        if all(views.chunks.of(table).complete() for table in views.chosen):
+            self.done = True
+            return True
+        if self._aside and all(table in self._aside or views.chunks.of(table).complete() for table in views.chosen):
+            raise self.problems[str(next(iter(self._aside)))]
+        return False
+
+    def _list(self, views: _Views, mine: frozenset[int]) -> Iterator[_Task]:
+        """Return all that is to be done and ours to do: plans first, as they are quick and tell how much there is."""
+        states = [(table, views.chunks.of(table)) for table in views.chosen]
+        for table, state in states:
+            if state.plan is None and rules.work_of_table(table) in mine:
+                yield _Task(table, _PLAN)
+        for table, state in states:
+            for chunk in state.missing:
+                if rules.work_of_chunk(table, chunk) in mine:
+                    yield _Task(table, chunk)
+            if state.needs_healing() and rules.work_of_table(table) in mine:
+                yield _Task(table, HEAL)
+
+    def _attempt(self, views: _Views, task: _Task) -> bool:
+        """Begin a task if it is still to be done and can be now; return whether that was any work."""
+        state = views.chunks.of(task.table)
+        if task.what == _PLAN:
+            return state.plan is None and self._plan(views, task.table, 0, "")
+        if state.plan is None:
+            return False
+        if task.what == HEAL:
+            return state.needs_healing() and self._start_healing(views, task, state, state.plan)
+        if task.what not in state.missing:
+            return False
+        return self._start_chunk(views, task, state, state.plan)
+
+    def _set_aside(self, table: TableId, error: ReplicationError) -> None:
+        """Let the other tables go on, and try this one again later."""
+        _log.error("%s can't be read now: %s", table, error)
+        self._drop_engine()
+        self.problems[str(table)] = error
+        self._aside[table] = self._clock() + ASIDE_SECONDS
+        self._listed = None
+
+    # ------------------------------------------------------------------------------------------------- planning
+
+    def _plan(self, views: _Views, table: TableId, generation: int, cause: str) -> bool:
+        """Plan a table, or plan it again; of two workers that do, the first counts."""
+        version = views.tables.latest(table)
+        snapshot = rules.for_chunk(TableChunks(), views.chunks.snapshots, views.setup, self._alive)
+        if version is None or snapshot is None:
+            return False
+        engine = self._open(views, snapshot)
+        planned = engine.plan(version.table)
+        engine.release()
+        plan = Plan(
+            table_schema=table.schema,
+            table_name=table.name,
+            generation=generation,
+            schema_id=version.schema_id,
+            chunks=planned.chunks,
+            physical=planned.physical,
+            cause=cause,
+            at=self._micros(),
+        )
+        self._control().put(self._topics.chunks, encode_control(plan))
+        views.chunks.refresh()
+        if generation:
+            _log.warning("%s is read again from the beginning: %s", table, cause)
+            self.restarts += 1
+        self._listed = None
+        return True
+
+    def _plan_again(self, views: _Views, plan: Plan, cause: str) -> bool:
+        """Give a generation up, unless somebody has done so already."""
+        table = TableId(plan.table_schema, plan.table_name)
+        now = views.chunks.of(table).plan
+        if now is not None and now.generation > plan.generation:
+            return True
+        return self._plan(views, table, plan.generation + 1, cause)
+
+    # -------------------------------------------------------------------------------------------------- reading
+
+    def _start_chunk(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
+        generation, unfit = self._unfit.get(task.table, (plan.generation, set()))
+        if generation != plan.generation:
+            unfit = set()
+        snapshots = views.chunks.snapshots
+        snapshot = rules.for_chunk(
+            state, snapshots, views.setup, lambda number: self._alive(number) and number not in unfit
+        )
+        if snapshot is None:
+            if not any(self._alive(number) for number in unfit):
+                return False  # none is alive: the holder takes one
+            if plan.cause.startswith(rules.REWRITTEN) and max(unfit) < state.plan_offset:
+                return False  # the holder takes a newer one, as it knows of this plan
+            return self._plan_again(views, plan, f"{rules.REWRITTEN} after the snapshot was taken")
+        version = views.tables.by_schema(plan.schema_id)
+        if not version.table.key and state.snapshots() - {snapshot}:
+            return self._plan_again(views, plan, rules.ALONE)
+        chunk = next(chunk for chunk in plan.chunks if chunk.number == task.what)
+        leaf = TableId(chunk.leaf_schema, chunk.leaf_name)
+        engine = self._open(views, snapshot)
+        mark = engine.marks([leaf])[0]
+        if mark.now in plan.physical and mark.seen != mark.now:
+            # Its rows have been moved since the snapshot was taken, which would read them wrongly without a word.
+            engine.release()
+            self._unfit[task.table] = plan.generation, unfit | {snapshot}
+            self._tasks.appendleft(task)
+            return True
+        if mark.now not in plan.physical:
+            engine.release()
+            return self._plan_again(views, plan, f"{rules.REWRITTEN} since it was planned")
+        rows: Iterator[Rows | None] = iter(()) if mark.now == GONE else engine.read(version, chunk)
+        self._start(views, task, plan, snapshot, rows, [leaf])
+        return True
+
+    def _start_healing(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
+        version = views.tables.by_schema(plan.schema_id)
+        if not version.table.key:
+            return self._plan_again(views, plan, rules.ALONE)
+        snapshots = views.chunks.snapshots
+        number = rules.for_healing(state, snapshots, views.setup, self._alive)
+        if number is None:
+            return False  # the holder takes one
+        newest = snapshots[number]
+        views.frontiers.poll()
+        if views.frontiers.position < newest.position:
+            self._passing = True
+            return False
+        assert self._reader is not None
+        engine = self._open(views, number)
+        used = [snapshots[n] for n in sorted(state.snapshots())]
+        rows = heal.mend(
+            self._reader,
+            self._topics,
+            views.tables,
+            version,
+            used,
+            newest,
+            engine,
+            self._frontier_start,
+            self._frontier_epoch,
+        )
+        leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in plan.chunks))
+        self._start(views, task, plan, number, rows, leaves)
+        return True
+
+    def _start(
+        self,
+        views: _Views,
+        task: _Task,
+        plan: Plan,
+        snapshot: int,
+        rows: Iterator[Rows | None],
+        leaves: list[TableId],
+    ) -> None:
+        load = self._topics.load(task.table, views.setup.shared_topics)
+        partition = Partition(load.topic, self._number)
+        self._reading = _Reading(task, plan, snapshot, partition, rows, leaves)
+        self.table, self.chunk = str(task.table), task.what
+
+    def _read_on(self, views: _Views, reading: _Reading) -> None:
+        """Append the next few batches; at the end of the chunk, look whether it may count, and make it durable."""
+        writer, done, size = self._load(), False, 0
+        try:
+            while size < STEP_BYTES:
+                batch = next(reading.rows, _END)
+                if batch is _END:
+                    done = True
+                    break
+                if batch is None:
+                    break
+                assert isinstance(batch, Rows)
+                value, number = batch
+                writer.append(reading.partition, Block(1, pack(((None, value),))))
+                reading.records += 1
+                reading.number += number
+                reading.size += len(value)
+                size += len(value)
+                self.rows += number
+            self.bytes += size
+            if done:
+                self._finish(views, reading)
+        except heal.StartAgain as again:
+            self._abandon()
+            self._plan_again(views, reading.plan, f"{rules.REWRITTEN}: {again}")
+        except (OperatorError, RowError) as error:
+            self._abandon()
+            self._set_aside(reading.task.table, error)
+
+    def _finish(self, views: _Views, reading: _Reading) -> None:
+        assert self._engine is not None
+        marks = self._engine.marks(reading.leaves)
+        self._engine.release()
+        plan, task = reading.plan, reading.task
+        wanted = set(plan.physical) if task.what == HEAL else {mark.now for mark in marks} & set(plan.physical)
+        if {mark.now for mark in marks} != wanted or any(mark.seen != mark.now for mark in marks):
+            self._abandon()
+            self._plan_again(views, plan, f"{rules.REWRITTEN} while it was read")
+            return
+        written = self._load().flush().get(reading.partition)
+        if written is None:
+            end = self._log.offsets(reading.partition).end
+            start = end
+        else:
+            start, end = written
+        if end - start != reading.records:
+            raise IntegrityError(f"{reading.records} batches written to {reading.partition}, found {start}..{end}")
+        self._pending[task] = Manifest(
+            table_schema=task.table.schema,
+            table_name=task.table.name,
+            generation=plan.generation,
+            chunk=task.what,
+            snapshot=reading.snapshot,
+            topic=reading.partition.topic,
+            partition=reading.partition.number,
+            start=start,
+            end=end,
+            rows=reading.number,
+            bytes=reading.size,
+            at=self._micros(),
+        )
+        self._reading = None
+        self.table, self.chunk = "", 0
+        self.problems.pop(str(task.table), None)
+        self._look_at = 0.0
+        if task.what == HEAL:
+            self.heals += 1
+        else:
+            self.chunks_read += 1
+
+    # --------------------------------------------------------------------------------------------------- helpers
+
+    def _open(self, views: _Views, snapshot: int) -> Reader:
+        """Return the reader, reading in a snapshot. Raises `SnapshotLost`, and then never tries this one again."""
+        if self._engine is None:
+            self._engine = self._make_reader()
+        try:
+            self._engine.open(views.chunks.snapshots[snapshot].name)
+        except SnapshotLost:
+            self._lost.add(snapshot)
+            raise
+        return self._engine
+
+    def _alive(self, snapshot: int) -> bool:
+        return snapshot not in self._lost
+
+    def _abandon(self) -> None:
+        """Leave a chunk half-read. What the writer holds of it unflushed must not be counted with the next one."""
+        reading, self._reading = self._reading, None
+        if reading is None:
+            return
+        self.table, self.chunk = "", 0
+        self._listed = None
+        self._drop_engine()
+        if reading.records:
+            self._load.drop()
+
+    def _drop_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def _micros(self) -> int:
+        return int(self._now() * 1_000_000)
+
+
+_END = object()
+
+
+def _work(task: _Task) -> int:
+    """Return the work partition whose owner does a task."""
+    return rules.work_of_chunk(task.table, task.what) if task.what >= 0 else rules.work_of_table(task.table)
+
+
+def open(pipeline: Pipeline, log: Log, number: int) -> SnapshotWorker:
+    """Return the `number`-th snapshot worker of a pipeline over a log, which stays the caller's to close.
+
+    Raises `ConfigInvalid` if the source's URL has no engine.
+    """
+    url = pipeline.source.url.get_secret_value()
+    factory = reader_factory(url)
+    return SnapshotWorker(log, Topics(pipeline.pipeline), lambda: factory(url), number)

@@ -1,0 +1,369 @@
+"""PostgreSQL's tables, read by `COPY` in an exported snapshot, and the holder's side of it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import psycopg
+from psycopg import pq
+
+from codec.copy import CopyDecoder
+from engines.postgres.asking import ask, run
+from engines.postgres.catalogue import objects, tables
+from engines.postgres.connect import connect
+from engines.postgres.errors import translated
+from engines.postgres.quoting import literal, quote
+from engines.postgres.replication import (
+    create_slot,
+    current_snapshot,
+    drop_slot,
+    emit_message,
+    make_publications,
+    publication_names,
+    system_identity,
+)
+from engines.postgres.types import text_of
+from schemas.errors import SnapshotLost, SourceUnavailable, ValueUnsupported
+from schemas.frontier import Chunk, Visibility
+from schemas.table import Column, Objects, Table, TableId
+from schemas.types import Kind
+from snapshot.reader import GONE, Held, Mark, Planned, Prepared, Rows
+from transport.views import Registered
+
+BATCH_BYTES = 512 << 10
+"""A batch is handed over when it is larger than this: with one more row of middling size still below the megabyte
+that Kafka takes by default."""
+
+CHUNK_BYTES = 64 << 20
+CHUNK_ROWS = 200_000
+
+LOCK_CLASS = 0x50454E53
+"""The first key of the advisory lock that the holder of a pipeline has."""
+
+_log = logging.getLogger(__name__)
+
+# In a repeatable read transaction the catalogue's tables show what the snapshot sees; its functions look past it.
+LEAVES = """
+with recursive below(oid, relkind) as (
+    select c.oid, c.relkind
+      from pg_class c join pg_namespace n on n.oid = c.relnamespace
+     where n.nspname = %(schema)s and c.relname = %(name)s
+     union all
+    select c.oid, c.relkind
+      from below b join pg_inherits i on i.inhparent = b.oid join pg_class c on c.oid = i.inhrelid
+     where b.relkind = 'p'
+)
+select n.nspname, c.relname,
+       coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8,
+       coalesce(pg_table_size(c.oid), 0),
+       case when c.relpages > 0 and c.reltuples >= 0 then c.reltuples / c.relpages end::float8
+  from below b join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace
+ where b.relkind = 'r'
+ order by 1, 2
+"""
+
+MARKS = """
+select case when seen.oid is null then %(gone)s else seen.oid || '/' || seen.relfilenode end,
+       case when now.oid is null then %(gone)s else now.oid || '/' || coalesce(pg_relation_filenode(now.oid), 0) end
+  from unnest(%(schemas)s::text[], %(names)s::text[]) with ordinality wanted(schema, name, place)
+  left join pg_namespace n on n.nspname = wanted.schema
+  left join pg_class seen on seen.relnamespace = n.oid and seen.relname = wanted.name
+ cross join lateral (select to_regclass(format('%%I.%%I', wanted.schema, wanted.name))::oid as oid) now
+ order by wanted.place
+"""
+
+NESTED_LOOPS = """
+set local enable_seqscan = off;
+set local enable_hashjoin = off;
+set local enable_mergejoin = off
+"""
+"""The planner can't know how few of a table's rows a list of keys is: it must look each key up in the index."""
+
+
+class PostgresReader:
+    """Reads tables; connects with the first `open`, and again after anything has failed.
+
+    Each `open` is a transaction of its own, which `release` ends: a longer one would hold locks on every table that
+    it has read, and let the application's own DDL wait, and everybody else behind that.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection: psycopg.Connection | None = None
+
+    def open(self, snapshot: str) -> None:
+        with translated("source", "opening a snapshot"):
+            if self._connection is None or self._connection.closed:
+                self._connection = connect(self._url, role="reader", application="penstock snapshot")
+            self.release()
+            begin = f"begin isolation level repeatable read, read only; set transaction snapshot {literal(snapshot)}"
+            try:
+                _execute(self._connection, begin)
+            except psycopg.Error:
+                self.release()
+                raise
+
+    def plan(self, table: Table) -> Planned:
+        connection = self._open()
+        with translated("source", f"planning {table.id}"):
+            found = ask(connection, LEAVES, schema=table.id.schema, name=table.id.name)
+        ranges = connection.info.server_version >= 140_000
+        chunks: list[Chunk] = []
+        # A partitioned table without partitions, or one that was dropped, has one chunk without rows.
+        for schema, name, pages, size, density in found or [(*table.id, 0, 0, None)]:
+            for lower, upper, rows in divide(pages if ranges else 0, size, density):
+                chunks.append(Chunk(len(chunks), schema, name, lower, upper, rows))
+        leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in chunks))
+        return Planned(tuple(chunks), tuple(mark.now for mark in self.marks(leaves)))
+
+    def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
+        with translated("source", "looking where rows are"):
+            found = ask(
+                self._open(),
+                MARKS,
+                gone=GONE,
+                schemas=[leaf.schema for leaf in leaves],
+                names=[leaf.name for leaf in leaves],
+            )
+        return [Mark(seen, now) for seen, now in found]
+
+    def read(self, version: Registered, chunk: Chunk) -> Iterator[Rows]:
+        leaf = quote(chunk.leaf_schema, chunk.leaf_name)
+        bounds = [(">=", chunk.lower), ("<", chunk.upper)]
+        conditions = [f"ctid {sign} {literal(bound)}::tid" for sign, bound in bounds if bound]
+        where = f" where {' and '.join(conditions)}" if conditions else ""
+        return self._copy(version, f"select {columns(version.table)} from only {leaf}{where}")
+
+    def read_keys(self, version: Registered, keys: Sequence[tuple[str, ...]]) -> Iterator[Rows]:
+        table = version.table
+        wanted = [table.columns[place] for place in table.key]
+        lists = ", ".join(f"{literal(_array([key[place] for key in keys]))}::text[]" for place in range(len(wanted)))
+        names = ", ".join(f"k{place}" for place in range(len(wanted)))
+        conditions = " and ".join(_equals(column, f"wanted.k{place}") for place, column in enumerate(wanted))
+        with translated("source", f"reading {table.id}"):
+            only = "" if _is_partitioned(self._open(), table.id) else "only "
+            if not any(_by_text(column) for column in wanted):
+                _execute(self._open(), NESTED_LOOPS)
+        yield from self._copy(
+            version,
+            f"select {columns(table, 'found')} from unnest({lists}) wanted({names}), {only}{quote(*table.id)} found"
+            f" where {conditions}",
+        )
+
+    def release(self) -> None:
+        if self._connection is None or self._connection.closed:
+            return
+        if self._connection.info.transaction_status != pq.TransactionStatus.IDLE:
+            with translated("source", "leaving a snapshot"):
+                _execute(self._connection, "rollback")
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def _open(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            raise SourceUnavailable("source: the connection is gone")
+        return self._connection
+
+    def _copy(self, version: Registered, query: str) -> Iterator[Rows]:
+        connection = self._open()
+        complete = False
+        try:
+            with translated("source", f"reading {version.table.id}"):
+                decoder = CopyDecoder(version.layout, binary=True)
+                pgconn = connection.pgconn
+                result = pgconn.exec_(f"copy ({query}) to stdout (format binary)".encode())
+                if result.status != pq.ExecStatus.COPY_OUT:
+                    raise psycopg.errors.error_from_result(result)
+                # One turn a row: nothing may be in here that is not needed.
+                get, feed, full = pgconn.get_copy_data, decoder.feed, BATCH_BYTES
+                while True:
+                    size, data = get(0)
+                    if size < 0:
+                        break
+                    if feed(data) >= full:
+                        number = decoder.pending_rows
+                        yield Rows(decoder.take(), number)
+                while (ended := pgconn.get_result()) is not None:
+                    if ended.status != pq.ExecStatus.COMMAND_OK:
+                        raise psycopg.errors.error_from_result(ended)
+                complete = True
+                if number := decoder.pending_rows:
+                    yield Rows(decoder.take(), number)
+        except ValueUnsupported as error:
+            raise ValueUnsupported(_named(version.table, str(error)), remedy=error.remedy) from error
+        finally:
+            if not complete:
+                self.close()  # in the middle of a COPY nothing else can be asked
+
+
+def divide(pages: int, size: int, density: float | None) -> Iterator[tuple[str, str, int]]:
+    """Yield bounds and estimated rows of the chunks of a leaf of so many pages and bytes (values out of line
+    included), with so many rows a page. The first has no lower bound and the last no upper one."""
+    a_page = max(size / pages, 1.0) if pages else 1.0
+    most = max(1, int(min(CHUNK_BYTES / a_page, CHUNK_ROWS / density if density else math.inf)))
+    number = max(1, -(-pages // most))
+    edges = [pages * n // number for n in range(number + 1)]
+    for n in range(number):
+        lower = f"({edges[n]},0)" if n else ""
+        upper = f"({edges[n + 1]},0)" if n < number - 1 else ""
+        yield lower, upper, round((density or 0) * (edges[n + 1] - edges[n]))
+
+
+def columns(table: Table, relation: str = "") -> str:
+    """Return what to select of a table so that the transcoder can read it; a row may have no columns at all."""
+    prefix = f"{relation}." if relation else ""
+    return ", ".join(
+        text_of(prefix + quote(column.name)) if column.kind is Kind.OTHER else prefix + quote(column.name)
+        for column in table.columns
+    )
+
+
+def _by_text(column: Column) -> bool:
+    """Whether a key is compared by its text, for want of an operator in `pg_catalog`."""
+    return column.kind is Kind.OTHER and "." in column.source_type
+
+
+def _equals(column: Column, value: str) -> str:
+    found = f"found.{quote(column.name)}"
+    if _by_text(column):
+        return f"{text_of(found)} = {value}"
+    return f"{found} = {value}::{column.source_type}"
+
+
+def _array(values: Sequence[str]) -> str:
+    return "{" + ",".join('"' + re.sub(r'(["\\])', r"\\\1", value) + '"' for value in values) + "}"
+
+
+def _is_partitioned(connection: psycopg.Connection, table: TableId) -> bool:
+    query = "select relkind = 'p' from pg_class where oid = to_regclass(%(name)s)"
+    found = ask(connection, query, name=quote(*table))
+    return bool(found and found[0][0])
+
+
+def _named(table: Table, message: str) -> str:
+    """Put the column's name where the transcoder, which knows none, has its number."""
+    found = re.match(r"column (\d+): ", message)
+    if found and int(found[1]) < len(table.columns):
+        message = f"column {table.columns[int(found[1])].name}: {message[found.end() :]}"
+    return f"source: reading {table.id}: {message}"
+
+
+def _execute(connection: psycopg.Connection, statements: str) -> None:
+    """Run statements in one round trip."""
+    result = connection.pgconn.exec_(statements.encode())
+    if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
+        raise psycopg.errors.error_from_result(result)
+
+
+class HeldSnapshot:
+    """A snapshot in an idle transaction of its own connection, exported from there."""
+
+    def __init__(self, url: str, name: str | None = None) -> None:
+        """Take a snapshot of now, or hold the one that somebody exported as `name`."""
+        self._connection = connect(url, role="control", application="penstock holder")
+        try:
+            _execute(self._connection, "begin isolation level repeatable read, read only")
+            if name is not None:
+                _execute(self._connection, f"set transaction snapshot {literal(name)}")
+            self.visibility: Visibility = current_snapshot(self._connection)
+            self.name: str = ask(self._connection, "select pg_export_snapshot()")[0][0]
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def ping(self) -> None:
+        try:
+            run(self._connection, "select 1")
+        except psycopg.Error as error:
+            raise SnapshotLost("source: the connection that held a snapshot is lost") from error
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._connection.close()
+
+
+class PostgresSnapshotSource:
+    """Makes publications and slot, takes snapshots; connects with the first `claim`."""
+
+    def __init__(self, url: str, pipeline: str) -> None:
+        self._url = url
+        self._name = f"penstock_{pipeline}"
+        self._connection: psycopg.Connection | None = None
+
+    def claim(self) -> bool:
+        with translated("source", "becoming the holder"):
+            if self._connection is None:
+                self._connection = connect(self._url, role="control", application="penstock holder")
+            key = zlib.crc32(self._name.encode()) - (1 << 31)
+            query = "select pg_try_advisory_lock(%(class)s::int4, %(key)s::int4)"
+            return bool(ask(self._connection, query, **{"class": LOCK_CLASS, "key": key})[0][0])
+
+    def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
+        with translated("source", "reading the catalogue"):
+            chosen = tables(self._claimed(), chooses)
+            return objects(self._claimed(), chosen), chosen
+
+    def prepare(self, tables: Sequence[Table], *, hold: bool) -> Prepared:
+        control = self._claimed()
+        with translated("source", "setting the change stream up"):
+            drop_slot(control, self._name)
+            # Before the slot: changes are decoded with the catalogue of their time.
+            make_publications(control, self._name, tables)
+            created = create_slot(self._url, self._name, failover=True, on_wait=_waiting)
+            held: HeldSnapshot | None = None
+            try:
+                held = HeldSnapshot(self._url, created.snapshot_name)
+                prepared = Prepared(
+                    system=system_identity(control),
+                    slot=self._name,
+                    publications=publication_names(self._name),
+                    position=created.consistent_point,
+                    visibility=held.visibility,
+                    snapshot=held if hold else None,
+                )
+            except BaseException:
+                if held is not None:
+                    held.close()
+                raise
+            finally:
+                created.pgconn.finish()
+            if not hold:
+                held.close()
+            return prepared
+
+    def take(self) -> Held:
+        with translated("source", "taking a snapshot"):
+            return HeldSnapshot(self._url)
+
+    def announce(self) -> int:
+        with translated("source", "announcing a snapshot"):
+            return emit_message(self._claimed(), "penstock", "snapshot")
+
+    def ping(self) -> None:
+        with translated("source", "keeping the claim"):
+            run(self._claimed(), "select 1")
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.close()
+
+    def _claimed(self) -> psycopg.Connection:
+        if self._connection is None or self._connection.closed:
+            raise SourceUnavailable("source: the connection with the holder's claim is gone")
+        return self._connection
+
+
+def _waiting(lines: list[str]) -> None:
+    for line in lines:
+        _log.warning("the slot can't be made before the end of %s", line)

@@ -1,0 +1,100 @@
+"""Which snapshot may serve what: the rules that holder and workers must see alike.
+
+Snapshots are named by the offset of their `SnapshotTaken` in `p.chunks`, which is also the order of taking. Whether
+one is still alive only its holder knows for sure; a worker learns it when it opens it.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+
+from schemas.frontier import Setup, SnapshotTaken
+from schemas.table import TableId
+from transport.log import WORK_PARTITIONS
+from transport.views import Chunks, TableChunks, Tables
+
+REWRITTEN = "rewritten"
+"""Begins the cause of a plan whose generation before was spoilt because the table's rows moved under the snapshot:
+such a table may need a snapshot that was taken later than the plan."""
+
+ALONE = "read in several snapshots"
+"""The cause of a plan whose generation before can't be healed, for want of a key."""
+
+LOAD_PARTITIONS = 16
+"""Partitions of a load topic, each written by one worker: so many snapshot workers there may be."""
+
+_STRIDE = 39  # odd, and near the golden section of 64: neighbours fall to different workers, however these share
+
+
+def work_of_table(table: TableId) -> int:
+    """Return the work partition whose owner plans and heals a table."""
+    return zlib.crc32(str(table).encode()) % WORK_PARTITIONS
+
+
+def work_of_chunk(table: TableId, chunk: int) -> int:
+    """Return the work partition whose owner reads a chunk. Consecutive chunks are dealt out evenly, which a hash of
+    both would not do: with two workers one of them would get the first four chunks of a table."""
+    return (work_of_table(table) + _STRIDE * chunk) % WORK_PARTITIONS
+
+
+def chosen(setup: Setup, tables: Tables) -> list[TableId]:
+    """Return the tables that the setup chose, in its order."""
+    return [tables.by_schema(schema_id).table.id for schema_id in setup.tables]
+
+
+def all_complete(setup: Setup, tables: Tables, chunks: Chunks) -> bool:
+    """Whether nothing of any table is left to be read."""
+    return all(chunks.of(table).complete() for table in chosen(setup, tables))
+
+
+def fit(snapshots: Mapping[int, SnapshotTaken], setup: Setup, alive: Callable[[int], bool]) -> list[int]:
+    """Return the snapshots that meet the stream: what is not in the stream, because it came before, they show."""
+    return [
+        number
+        for number, taken in snapshots.items()
+        if alive(number) and taken.visibility.sees_all_of(setup.visibility)
+    ]
+
+
+def for_chunk(
+    table: TableChunks, snapshots: Mapping[int, SnapshotTaken], setup: Setup, alive: Callable[[int], bool]
+) -> int | None:
+    """Return the snapshot to read a chunk in: if it can be one that the table was read in before, so that it need
+    not be healed, else the newest."""
+    candidates = fit(snapshots, setup, alive)
+    used = table.snapshots().intersection(candidates)
+    return max(used or candidates, default=None)
+
+
+def for_healing(
+    table: TableChunks, snapshots: Mapping[int, SnapshotTaken], setup: Setup, alive: Callable[[int], bool]
+) -> int | None:
+    """Return the newest snapshot that is newer than all the table was read in, and sees all that they saw."""
+    used = table.snapshots()
+    seen = [snapshots[number].visibility for number in used]
+    candidates = [
+        number
+        for number in fit(snapshots, setup, alive)
+        if number > max(used) and all(snapshots[number].visibility.sees_all_of(earlier) for earlier in seen)
+    ]
+    return max(candidates, default=None)
+
+
+def wants_newer(
+    table: TableChunks,
+    keyed: bool,
+    snapshots: Mapping[int, SnapshotTaken],
+    setup: Setup,
+    alive: Callable[[int], bool],
+) -> bool:
+    """Whether a table can't go on in any of the snapshots that are alive."""
+    if table.complete():
+        return False
+    if table.needs_healing():
+        return keyed and for_healing(table, snapshots, setup, alive) is None
+    candidates = fit(snapshots, setup, alive)
+    if table.plan is not None and table.plan.cause.startswith(REWRITTEN):
+        # Taken after the plan stood in the log, hence after the rewriting that the plan's author saw.
+        candidates = [number for number in candidates if number > table.plan_offset]
+    return not candidates
