@@ -1,0 +1,114 @@
+"""Everything that a pipeline needs, looked at before anything starts: `penstock check`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from control.wiring import opened_log
+from schemas.errors import ConfigInvalid, ReplicationError
+from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
+from schemas.table import Objects, Table
+
+
+class Finding(NamedTuple):
+    """Something to be mended (blocking) or to be known, and how."""
+
+    where: str
+    problem: str
+    remedy: str
+    blocking: bool
+
+
+def check_all(pipeline: Pipeline) -> list[Finding]:
+    """Return what is not as it has to be at source, log and targets; changes nothing anywhere.
+
+    Raises `ConfigInvalid` for a pattern that no table fits.
+    """
+    found = list(_source(pipeline))
+    catalogue = _catalogue(pipeline) if not any(f.blocking for f in found) else None
+    found += _log(pipeline)
+    for target in pipeline.targets:
+        found += _target(pipeline, target, catalogue)
+    return found
+
+
+def _source(pipeline: Pipeline) -> Iterator[Finding]:
+    from engines.postgres.prerequisites import source_problems
+
+    url = pipeline.source.url.get_secret_value()
+    for problem in source_problems(url, pipeline.pipeline, pipeline.chooses, pipeline.mode):
+        yield Finding("source", problem.what.removeprefix("source: "), problem.remedy, problem.severity == "error")
+
+
+def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
+    """Return the source's chosen tables; None if it can't be asked, which has been told already."""
+    from engines.postgres.catalogue import objects, tables
+    from engines.postgres.connect import connect
+    from engines.postgres.errors import translated
+
+    try:
+        with (
+            translated("source", "reading the catalogue"),
+            contextlib.closing(
+                connect(pipeline.source.url.get_secret_value(), role="reader", application="penstock check")
+            ) as connection,
+        ):
+            every = tables(connection, lambda _: True)
+            pipeline.require_matches(table.id for table in every)
+            chosen = [table for table in every if pipeline.chooses(table.id)]
+            return objects(connection, chosen), chosen
+    except ConfigInvalid:
+        raise
+    except ReplicationError:
+        return None
+
+
+def _log(pipeline: Pipeline) -> Iterator[Finding]:
+    try:
+        with opened_log(pipeline) as log:
+            for problem, remedy in log.problems():
+                yield Finding("log", problem, remedy, False)
+    except ReplicationError as error:
+        yield Finding("log", str(error), error.remedy, True)
+
+
+def _target(
+    pipeline: Pipeline, settings: TargetSettings, catalogue: tuple[Objects, list[Table]] | None
+) -> Iterator[Finding]:
+    from engines.postgres import prerequisites
+
+    where = f"target {settings.name}"
+    tables = [table for table in catalogue[1] if matches(table.id, settings.tables)] if catalogue else []
+    for problem in prerequisites.target_problems(settings.url.get_secret_value(), tables, settings.prepare):
+        yield Finding(where, problem.what.removeprefix("target: "), problem.remedy, problem.severity == "error")
+    if catalogue is None or settings.prepare in {Prepare.KEEP, Prepare.TRUNCATE}:
+        return
+    version = _version(settings)
+    if version is None:
+        return
+    from conversion.loss import losses, objects_losses
+
+    lost = objects_losses(catalogue[0], version)
+    for table in tables:
+        lost += losses(table, version)
+    for loss in lost:
+        of = f"{loss.table}: " if loss.table else ""
+        yield Finding(where, f"{of}{loss.what}: {loss.consequence}", "", loss.refused)
+
+
+def _version(settings: TargetSettings) -> int | None:
+    from engines.postgres.connect import connect, major
+    from engines.postgres.errors import translated
+
+    try:
+        with (
+            translated("target", "connecting"),
+            contextlib.closing(
+                connect(settings.url.get_secret_value(), role="control", application="penstock check")
+            ) as connection,
+        ):
+            return major(connection)
+    except ReplicationError:
+        return None

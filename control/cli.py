@@ -1,0 +1,297 @@
+"""The command line. Commands are thin; what is heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from control.service import Exit
+from schemas.errors import OperatorError, ReplicationError, TransientError
+
+if TYPE_CHECKING:
+    from schemas.pipeline import Pipeline
+
+_EXIT_CODES = """
+Exit codes: 0 done, or stopped on request; 1 a crash (see the logs under the state folder); 2 a wrong command line;
+3 somebody has to act: the message says what is wrong and what to do; 4 `check` has found something to mend.
+"""
+
+app = typer.Typer(
+    name="penstock",
+    help="Moves PostgreSQL databases and keeps them moving: load, then every change, exactly once.\n\n" + _EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="The pipeline file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line, for programs.")]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option("--metrics-port", help="Answer /metrics, /healthz and /readyz on this port.", show_default=False),
+]
+
+
+@app.command()
+def run(
+    file: File,
+    until_caught_up: Annotated[
+        bool,
+        typer.Option(
+            "--until-caught-up", help="End with 0 when all that is committed at the source now is in every target."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", help="First port for metrics; each service takes the next.", show_default=False),
+    ] = None,
+) -> None:
+    """Run everything: capture, load and apply, as processes that are watched over.
+
+    Goes on where the run before was, however that ended. Ends by itself with `mode: load` and with
+    --until-caught-up; else Ctrl-C or SIGTERM stop it within seconds.
+
+    Examples:  penstock run pipeline.yaml
+               penstock run pipeline.yaml --until-caught-up
+    """
+    from control.running import run_all
+
+    pipeline = _load(file)
+    code = run_all(pipeline, until_caught_up=until_caught_up, as_json=as_json, metrics_port=metrics_port)
+    raise typer.Exit(code)
+
+
+@app.command()
+def capture(file: File, metrics_port: MetricsPort = None) -> None:
+    """Capture the source's changes into the log, until stopped.
+
+    The first start prepares the source: publications, slot and snapshot.
+
+    Example:  penstock capture pipeline.yaml --metrics-port 9187
+    """
+    from control.running import run_capture
+
+    raise typer.Exit(run_capture(_load(file), metrics_port=metrics_port))
+
+
+@app.command()
+def snapshot(
+    file: File,
+    workers: Annotated[int | None, typer.Option(min=1, max=16, help="Processes to start.", show_default=False)] = None,
+    worker: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=15, help="The number of the first one. Several machines need different ones.", show_default=False
+        ),
+    ] = None,
+    metrics_port: MetricsPort = None,
+) -> None:
+    """Load: read tables into the log in chunks, and end when all are read.
+
+    Any number of these may run, on any machines.
+
+    Example:  penstock snapshot pipeline.yaml --workers 4
+    """
+    from control.running import run_snapshot
+
+    raise typer.Exit(run_snapshot(_load(file), workers=workers, first=worker, metrics_port=metrics_port))
+
+
+@app.command()
+def apply(
+    file: File,
+    target: Annotated[list[str] | None, typer.Option(help="Only this target (may be repeated).")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes a target.", show_default=False)] = None,
+    metrics_port: MetricsPort = None,
+) -> None:
+    """Apply the log to the targets, until stopped.
+
+    Any number of these may run, on any machines: they share the tables.
+
+    Example:  penstock apply pipeline.yaml --target reports --workers 2
+    """
+    from control.running import run_apply
+
+    raise typer.Exit(run_apply(_load(file), names=target, workers=workers, metrics_port=metrics_port))
+
+
+@app.command()
+def check(file: File, as_json: AsJson = False) -> None:
+    """Look, before anything starts, whether source, log and targets have what the pipeline needs.
+
+    Changes nothing. Each finding comes with its remedy. Exit code 4 if something has to be mended.
+
+    Example:  penstock check pipeline.yaml
+    """
+    from control.checks import check_all
+
+    findings = check_all(_load(file))
+    for finding in findings:
+        if as_json:
+            print(json.dumps(finding._asdict()))
+        else:
+            mark = "error  " if finding.blocking else "warning"
+            print(f"{mark} {finding.where}: {finding.problem}")
+            if finding.remedy:
+                print("        " + finding.remedy.replace("\n", "\n        "))
+    blocking = sum(finding.blocking for finding in findings)
+    if not as_json:
+        warnings = len(findings) - blocking
+        print(f"{blocking} to be mended, {warnings} warnings" if findings else "everything is ready")
+    raise typer.Exit(Exit.DIFFERENT if blocking else Exit.DONE)
+
+
+@app.command()
+def status(
+    file: File,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show, per target and table: state, rows loaded, changes applied, and the lag and where it sits.
+
+    Examples:  penstock status pipeline.yaml --watch
+               penstock status pipeline.yaml --json
+    """
+    from control.status import Collector
+    from control.watch import display_for, render
+    from control.wiring import opened_log
+
+    pipeline = _load(file)
+    with opened_log(pipeline) as log, Collector(pipeline, log) as collector:
+        if not watch:
+            found = collector.collect()
+            if as_json:
+                print(json.dumps(found.as_json()))
+            elif not found.set_up:
+                print(f"{pipeline.pipeline}: not set up yet; `penstock run {file}` begins")
+            else:
+                from rich.console import Console
+
+                Console(width=None if sys.stdout.isatty() else 200).print(render(found))
+            return
+        display = display_for(sys.stdout.isatty(), as_json, 1.0)
+        with contextlib.closing(display):
+            while True:
+                display.show(collector.collect())
+                time.sleep(max(display.every, 1.0) if not sys.stdout.isatty() else display.every)
+
+
+@app.command()
+def log(
+    file: File,
+    topic: Annotated[
+        str | None, typer.Argument(help="A topic, with or without the pipeline's name before it.", show_default=False)
+    ] = None,
+    start: Annotated[
+        int | None, typer.Option("--from", help="The first offset to show; negative: from the end.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show so many records at most.", show_default=False)] = None,
+    partition: Annotated[int, typer.Option(min=0, help="The partition of the topic.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the log readable: its topics with their offsets, or the records of one with their values.
+
+    Examples:  penstock log pipeline.yaml
+               penstock log pipeline.yaml changes.public.orders --from -10 --follow
+    """
+    from control.logview import records_of, topics_of
+    from control.wiring import opened_log
+
+    pipeline = _load(file)
+    with opened_log(pipeline) as opened:
+        lines = (
+            topics_of(opened, pipeline.pipeline)
+            if topic is None
+            else records_of(opened, pipeline.pipeline, topic, partition, start, limit, follow=follow)
+        )
+        for line in lines:
+            print(json.dumps(line.fields) if as_json else line.text, flush=follow)
+
+
+@app.command()
+def drop(
+    file: File, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, as_json: AsJson = False
+) -> None:
+    """Remove all that is ours: slot, publications, topics, progress in every target, and the state folder.
+
+    The replicated tables and their rows stay. What can't be reached is named, and the exit code is then 3.
+
+    Example:  penstock drop pipeline.yaml --yes
+    """
+    from control.dropping import drop_all, plan_text
+
+    pipeline = _load(file)
+    if not yes:
+        print(plan_text(pipeline))
+        if not typer.confirm("Remove all of this?"):
+            raise typer.Exit(Exit.DONE)
+    failed = False
+    for done in drop_all(pipeline):
+        failed |= bool(done.problem)
+        if as_json:
+            print(json.dumps(done._asdict()))
+        else:
+            print(f"{done.what}: {done.problem or done.result}")
+    raise typer.Exit(Exit.OPERATOR if failed else Exit.DONE)
+
+
+def _load(file: Path) -> Pipeline:
+    from schemas.pipeline import load_pipeline
+
+    return load_pipeline(file)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Turn errors that are expected into a message, a remedy and an exit code; anything else keeps its traceback."""
+    try:
+        yield
+    except OperatorError as error:
+        _tell(error)
+        raise SystemExit(Exit.OPERATOR) from None
+    except TransientError as error:
+        _tell(error, "try again")
+        raise SystemExit(Exit.CRASHED) from None
+    except ReplicationError as error:
+        _tell(error)
+        raise SystemExit(Exit.CRASHED) from None
+    except KeyboardInterrupt:
+        raise SystemExit(Exit.DONE) from None
+    except BrokenPipeError:
+        # The reader of our output has seen enough, as `head` does; what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(Exit.DONE) from None
+
+
+def _tell(error: ReplicationError, otherwise: str = "") -> None:
+    print(f"penstock: {error}", file=sys.stderr)
+    if remedy := error.remedy or otherwise:
+        print(f"  {remedy}", file=sys.stderr)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code."""
+    command: Any = typer.main.get_command(app)
+    with _told():
+        import click
+
+        try:
+            code = command.main(args=arguments, prog_name="penstock", standalone_mode=False)
+        except click.exceptions.Abort:
+            raise KeyboardInterrupt from None
+        except click.ClickException as error:
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        raise SystemExit(code if isinstance(code, int) else Exit.DONE)

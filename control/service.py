@@ -1,0 +1,213 @@
+"""Runs one loop in a process: stop signals, errors and what follows from them, logs, health."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from enum import IntEnum
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+from control.metrics import Health
+from schemas.errors import IntegrityError, OperatorError, ReplicationError, RowError, TransientError
+
+
+class Exit(IntEnum):
+    """Exit codes, of a service and of the commands."""
+
+    DONE = 0
+    CRASHED = 1  # a bug, or an invariant that did not hold: starting again may help
+    USAGE = 2  # the command line was wrong
+    OPERATOR = 3  # a person has to act: message and remedy were shown
+    DIFFERENT = 4  # `check` found something to be mended, a comparison found differences
+
+
+class Loop(Protocol):
+    """A service as a machine of small steps."""
+
+    def step(self) -> bool:
+        """Do one small bounded piece of work; return whether there was any."""
+
+    def wait(self, timeout: float) -> None:
+        """Return when there may be work again, or after `timeout` seconds."""
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """A loop that ends by itself."""
+
+    @property
+    def done(self) -> bool: ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A loop with figures of its own, by the names of `control.metrics.MetricName`."""
+
+    def metrics(self) -> Mapping[str, float]: ...
+
+
+class Reporter(Protocol):
+    """What the runner needs of a logger."""
+
+    def info(self, event: str, **fields: Any) -> Any: ...
+    def warning(self, event: str, **fields: Any) -> Any: ...
+    def error(self, event: str, **fields: Any) -> Any: ...
+
+
+class StopSignal:
+    """Becomes true at SIGTERM or SIGINT, and wakes a wait that is under way.
+
+    A loop's own `wait` goes on after a Python handler ran, to the end of its time-out: that is why those are short.
+    What waits here is woken at once.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew, in a process that was forked: the parent's stop is not ours."""
+        self.stopping = False
+        self._reader, self._writer = os.pipe()
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
+            weakref.finalize(self, os.close, end)
+
+    def install(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.request()
+
+    def request(self) -> None:
+        self.stopping = True
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b".")
+
+    def wait(self, seconds: float) -> None:
+        """Return after `seconds`, or as soon as the process is to stop."""
+        if not self.stopping:
+            select.select([self._reader], [], [], seconds)
+
+    def __bool__(self) -> bool:
+        return self.stopping
+
+
+class Backoff:
+    """Waiting times between attempts: doubled each time up to a limit, with jitter, and short again after success."""
+
+    def __init__(self, first: float = 0.1, longest: float = 10.0, healthy_after: float = 10.0) -> None:
+        self._first, self._longest, self._healthy_after = first, longest, healthy_after
+        self.failures = 0
+
+    def next(self, ran_seconds: float) -> float:
+        """Return how long to wait after an attempt that lasted `ran_seconds`."""
+        if ran_seconds >= self._healthy_after:
+            self.failures = 0
+        self.failures += 1
+        pause = min(self._first * 2.0 ** min(self.failures - 1, 20), self._longest)
+        return pause * random.uniform(0.75, 1.25)
+
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
+"""How long a loop may wait at once: short after work was done, because more is likely and a pipeline's start must not
+be made of naps; longer and longer when idle. The longest bounds how soon a stop signal is seen."""
+
+
+def serve(
+    make: Callable[[], AbstractContextManager[Loop]],
+    *,
+    stop: StopSignal,
+    log: Reporter,
+    health: Health | None = None,
+    now: Callable[[], float] = time.monotonic,
+    backoff: Backoff | None = None,
+) -> Exit:
+    """Run the loop that `make` opens until it is done or `stop` is asked for, and return the exit code.
+
+    After a `TransientError` the loop is closed and made anew, later and later: it reads its state again from log and
+    target. Every other error ends the process: `OperatorError` for good, anything else to be started again. A stop
+    takes effect between two steps; closing makes durable what has to be.
+    """
+    health, backoff = health or Health(), backoff or Backoff()
+    while not stop:
+        began = now()
+        try:
+            with make() as loop:
+                health.source = loop.metrics if isinstance(loop, Measured) else None
+                health.ready = True
+                _turn(loop, stop, health)
+                if not stop:
+                    log.info("done")
+                    return Exit.DONE
+        except TransientError as error:
+            health.ready = False
+            kind = type(error).__name__
+            health.retries[kind] = health.retries.get(kind, 0) + 1
+            pause = backoff.next(now() - began)
+            # A conflict is the normal way in which two owners sort themselves out; a single hiccup is no news.
+            tell = log.warning if backoff.failures > 2 else log.info
+            tell("will try again", error=str(error), kind=kind, seconds=round(pause, 2))
+            stop.wait(pause)
+        except OperatorError as error:
+            log.error("stopped", error=str(error), remedy=error.remedy, kind=type(error).__name__)
+            raise
+        except (IntegrityError, RowError) as error:
+            log.error("stopped", error=str(error), kind=type(error).__name__, exc_info=True)
+            return Exit.CRASHED
+        except ReplicationError as error:
+            log.error("stopped", error=str(error), kind=type(error).__name__, exc_info=True)
+            return Exit.CRASHED
+        except Exception as error:
+            if stop and isinstance(error, InterruptedError):
+                break
+            log.error("crashed", error=f"{type(error).__name__}: {error}", exc_info=True)
+            return Exit.CRASHED
+    log.info("stopped on request")
+    return Exit.DONE
+
+
+def _turn(loop: Loop, stop: StopSignal, health: Health) -> None:
+    """Step until the loop is done or the process is to stop."""
+    finite = loop if isinstance(loop, Finite) else None
+    pause = SHORTEST_WAIT
+    while not stop:
+        health.beat()
+        worked = loop.step()
+        health.steps += 1
+        if finite is not None and finite.done:
+            return
+        if worked:
+            pause = SHORTEST_WAIT
+        elif not stop:
+            loop.wait(pause)
+            pause = min(pause * 1.5, LONGEST_WAIT)
+
+
+@contextlib.contextmanager
+def signals(stop: StopSignal, *, keyboard: bool = True) -> Iterator[None]:
+    """Let SIGTERM, and with `keyboard` SIGINT, ask for a stop while the block lasts.
+
+    Under a supervisor the keyboard is its business: Ctrl-C reaches every process of the terminal at once, but the
+    supervisor tells its services itself.
+    """
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    before = {number: signal.getsignal(number) for number in numbers}
+    stop.install(signal.SIGTERM)
+    if keyboard:
+        stop.install(signal.SIGINT)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

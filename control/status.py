@@ -1,0 +1,371 @@
+"""Where a pipeline stands: per target and table the state, the rows, and the lag and where it sits."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from apply.target import NOWHERE, Progress, TableProgress, Target, find_target
+from control.wiring import exists
+from schemas.errors import ReplicationError
+from schemas.frontier import HEAL, Claim, Frontier, Setup
+from schemas.pipeline import Mode, Pipeline, TargetSettings, matches
+from schemas.record import decode_control
+from schemas.states import TableState
+from schemas.table import TableId
+from transport.log import Log, LogReader
+from transport.topics import Topics
+from transport.views import Chunks, Registered, Tables, read_setup
+
+_LOOK_BACK = 16  # records of the frontier topic: more claims than that never follow each other
+_RETRY_SECONDS = 2.0
+_COUNTED_TABLES = 64  # tables under load whose chunks are asked for at once
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far something is behind the source, and where what is missing waits: source, log or target."""
+
+    seconds: float = 0.0
+    bytes: int = 0
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """One table on one target."""
+
+    table: str
+    state: str
+    rows_estimated: int
+    rows_read: int  # from the source into the log
+    rows_loaded: int
+    changes_applied: int
+    lag: Lag
+    error: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStatus:
+    """One target."""
+
+    name: str
+    position: int
+    lag: Lag
+    tables: tuple[TableStatus, ...]
+    error: str = ""  # why nothing is known of it now
+
+    def live(self) -> bool:
+        """Whether every table follows the source."""
+        return not self.error and bool(self.tables) and all(t.state == TableState.LIVE for t in self.tables)
+
+    def settled(self) -> bool:
+        """Whether every table is live or has failed."""
+        final = {TableState.LIVE.value, TableState.FAILED.value}
+        return not self.error and bool(self.tables) and all(t.state in final for t in self.tables)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """The source, and how far capture is."""
+
+    wal_end: int = 0  # 0: not asked, or not reached
+    captured: int = 0
+    captured_at: float = 0.0  # seconds since 1970
+    retained_bytes: int = 0  # of its log, for the slot
+    slot: str = ""  # how the slot is
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatus:
+    """All of it at one moment."""
+
+    pipeline: str
+    at: float
+    set_up: bool
+    source: SourceStatus
+    log_bytes: int
+    log_budget: int
+    targets: tuple[TargetStatus, ...] = field(default=())
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+class _TargetView:
+    """A connection to one target, made again when it is lost."""
+
+    def __init__(self, settings: TargetSettings, pipeline: str, clock: Callable[[], float]) -> None:
+        self.settings, self._pipeline, self._clock = settings, pipeline, clock
+        self._target: Target | None = None
+        self._again_at = 0.0
+        self.error = "not reached yet"
+        self.groups: dict[int, Progress] = {}
+        self.tables: dict[TableId, TableProgress] = {}
+
+    def refresh(self, identity: str) -> None:
+        """Ask anew. What goes wrong is kept as `error`, and what was known stays."""
+        if self._target is None and self._clock() < self._again_at:
+            return
+        try:
+            if self._target is None:
+                target = find_target(self.settings, self._pipeline)
+                self._target = target
+                target.open(identity)
+            self.groups = self._target.groups()
+            self.tables = self._target.tables()
+            self.error = ""
+        except ReplicationError as error:
+            self.error = str(error)
+            self.close()
+            self._again_at = self._clock() + _RETRY_SECONDS
+
+    def chunks(self, table: TableProgress) -> set[int]:
+        if self._target is None:
+            return set()
+        try:
+            return self._target.chunks(table)
+        except ReplicationError as error:
+            self.error = str(error)
+            self.close()
+            return set()
+
+    def close(self) -> None:
+        if self._target is not None:
+            self._target.close()
+        self._target = None
+
+
+class Collector:
+    """Looks at log, targets and source, again and again; reads on where it was in the log.
+
+    Only ever reads, except that a target gets its bookkeeping tables if it has none yet.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        log: Log,
+        *,
+        targets: Iterable[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._pipeline, self._log, self._now = pipeline, log, now
+        self._topics = Topics(pipeline.pipeline)
+        names = set(targets) if targets is not None else {target.name for target in pipeline.targets}
+        self._views = [_TargetView(t, pipeline.pipeline, clock) for t in pipeline.targets if t.name in names]
+        self._stack = contextlib.ExitStack()
+        self._reader: LogReader | None = None
+        self._identity = ""
+        self._chunks: Chunks
+        self._tables: Tables
+        self.setup: Setup | None = None
+        self._chosen: list[Registered] = []
+        self._source: Any = None
+        self._source_status = SourceStatus()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for view in self._views:
+            view.close()
+        if self._source is not None:
+            self._source.close()
+        self._stack.close()
+
+    def ready(self) -> bool:
+        """Whether there is a setup in the log, and so something to be seen."""
+        if self.setup is not None:
+            return True
+        if self._reader is None:
+            if not exists(self._log):
+                return False
+            self._identity = self._log.identity()
+            names = {topic.name for topic in self._log.topics(self._topics.prefix)}
+            if not {topic.name for topic in self._topics.fixed()} <= names:
+                return False
+            self._reader = self._stack.enter_context(self._log.reader())
+            self._chunks, self._tables = Chunks(self._reader, self._topics), Tables(self._reader, self._topics)
+        self.setup = read_setup(self._reader, self._topics)
+        if self.setup is None:
+            return False
+        self._chosen = [self._tables.by_schema(schema_id) for schema_id in self.setup.tables]
+        return True
+
+    def progress(self) -> list[tuple[TargetSettings, str, dict[TableId, TableProgress], dict[int, Progress]]]:
+        """Return what each target says: its error if it can't be asked, its tables, its groups."""
+        for view in self._views:
+            view.refresh(self._identity)
+        return [(view.settings, view.error, self._of(view), view.groups) for view in self._views]
+
+    def _of(self, view: _TargetView) -> dict[TableId, TableProgress]:
+        """The tables of a target that the pipeline has now, whether or not the target knows them yet."""
+        found = {}
+        for version in self._chosen:
+            table = version.table.id
+            if matches(table, view.settings.tables):
+                found[table] = view.tables.get(table) or TableProgress(table, -1)
+        return found
+
+    def collect(self, *, ask_source: bool = True) -> PipelineStatus:
+        """Return where everything stands now."""
+        if not self.ready():
+            return PipelineStatus(self._pipeline.pipeline, self._now(), False, SourceStatus(), 0, 0)
+        now = self._now()
+        self._chunks.refresh()
+        captured = self._last_frontier()
+        if ask_source:
+            self._source_status = self._ask_source()
+        source = SourceStatus(
+            self._source_status.wal_end,
+            captured.position if captured else 0,
+            captured.captured_at / 1e6 if captured else 0.0,
+            self._source_status.retained_bytes,
+            self._source_status.slot,
+            self._source_status.error,
+        )
+        usage = self._log.usage()
+        targets = tuple(
+            self._target_status(view, error, tables, groups, source, now)
+            for view, (_, error, tables, groups) in zip(self._views, self.progress(), strict=True)
+        )
+        return PipelineStatus(self._pipeline.pipeline, now, True, source, usage.used, usage.budget, targets)
+
+    def _last_frontier(self) -> Frontier | None:
+        """Return the last frontier, from the end of the topic: its validity is the business of those who apply it."""
+        assert self._reader is not None
+        start, end = self._log.offsets(self._topics.frontier)
+        for record in reversed(self._reader.records(self._topics.frontier, max(start, end - _LOOK_BACK))):
+            assert record.value is not None
+            entry = decode_control(record.value)
+            if not isinstance(entry, Claim):
+                assert isinstance(entry, Frontier)
+                return entry
+        return None
+
+    def _target_status(
+        self,
+        view: _TargetView,
+        error: str,
+        tables: dict[TableId, TableProgress],
+        groups: dict[int, Progress],
+        source: SourceStatus,
+        now: float,
+    ) -> TargetStatus:
+        rows = []
+        counted = 0
+        lags = {group: _lag(progress, source, now, bool(error)) for group, progress in groups.items()}
+        for version in self._chosen:
+            progress = tables.get(version.table.id)
+            if progress is None:
+                continue
+            chunks = self._chunks.of(progress.table)
+            estimated = sum(c.rows for c in chunks.plan.chunks) if chunks.plan else version.table.rows
+            done = {n: m.rows for n, m in chunks.manifests.items() if n != HEAL}
+            read = sum(done.values())
+            loaded = progress.rows
+            if progress.state is TableState.LOADING and counted < _COUNTED_TABLES and done:
+                counted += 1
+                loaded = sum(done.get(number, 0) for number in view.chunks(progress))
+            if not chunks.missing and chunks.plan:
+                estimated = read
+            if progress.state is TableState.LIVE:
+                lag = lags.get(progress.group, Lag())
+            elif progress.progress != NOWHERE:
+                lag = _lag(progress.progress, source, now, True)
+            else:
+                assert self.setup is not None
+                lag = _lag(Progress(0, -1, self.setup.position, 0, self.setup.at), source, now, True)
+            rows.append(
+                TableStatus(
+                    str(progress.table),
+                    progress.state.value,
+                    max(estimated, read),
+                    read,
+                    loaded,
+                    progress.changes,
+                    lag,
+                    progress.error,
+                    progress.remedy,
+                )
+            )
+        used = {progress.group for progress in tables.values()}
+        positions = [progress.position for group, progress in groups.items() if group in used]
+        worst = max((row.lag for row in rows), key=lambda lag: (lag.seconds, lag.bytes), default=Lag())
+        return TargetStatus(view.settings.name, min(positions, default=0), worst, tuple(rows), error)
+
+    def _ask_source(self) -> SourceStatus:
+        from engines.postgres.connect import connect
+        from engines.postgres.errors import translated
+        from engines.postgres.replication import slot_state, wal_insert_lsn
+
+        assert self.setup is not None
+        try:
+            with translated("source", "asking where it stands"):
+                if self._source is None:
+                    url = self._pipeline.source.url.get_secret_value()
+                    self._source = connect(url, role="control", application="penstock status")
+                end = wal_insert_lsn(self._source)
+                slot = slot_state(self._source, self.setup.slot)
+        except ReplicationError as error:
+            if self._source is not None:
+                self._source.close()
+            self._source = None
+            return SourceStatus(error=str(error))
+        if slot is None:
+            return SourceStatus(end, slot="missing")
+        state = "lost" if slot.lost else slot.wal_status or "reserved"
+        return SourceStatus(end, retained_bytes=max(0, end - slot.restart) if slot.restart else 0, slot=state)
+
+
+def _lag(progress: Progress, source: SourceStatus, now: float, at_target: bool) -> Lag:
+    """Compare a place with what capture has reached, and that with the end of the source's own log."""
+    end = max(source.wal_end, source.captured)
+    missing = max(0, end - progress.position)
+    if progress.position < source.captured:
+        since = progress.captured_at / 1e6 or now
+        return Lag(max(0.0, now - since), missing, "target" if at_target else "log")
+    if source.wal_end > source.captured and source.captured_at:
+        return Lag(max(0.0, now - source.captured_at), missing, "source")
+    return Lag(0.0, missing, "")
+
+
+def caught_up(
+    setup: Setup,
+    tables: dict[TableId, TableProgress],
+    groups: dict[int, Progress],
+    goal: int | None,
+) -> bool:
+    """Whether a target is done: every table live or failed, and, with a goal, every group at it.
+
+    A table becomes live only when capture has passed the snapshots that it was read in, so without a goal its state
+    alone says that the load is whole.
+    """
+    for progress in tables.values():
+        if progress.state is TableState.FAILED:
+            continue
+        if progress.state is not TableState.LIVE or not progress.tied:
+            return False
+        if goal is not None and groups.get(progress.group, NOWHERE).position < goal:
+            return False
+    return bool(tables)
+
+
+def bounded(pipeline: Pipeline, until_caught_up: bool) -> bool:
+    """Whether a run ends by itself."""
+    return until_caught_up or pipeline.mode is Mode.LOAD

@@ -1,0 +1,323 @@
+"""Starts the services of a pipeline as processes, watches over them and stops them.
+
+The supervisor itself is one thread, and touches neither log nor databases, so that it may fork at any time. What it
+needs to know of a service comes as an exit code, and as one line through a pipe if there is more to say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import NamedTuple
+
+from control.service import Backoff, Exit, StopSignal, signals
+from schemas.errors import LogUnavailable, OperatorError
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 15.0
+"""After that a service that was asked to stop is killed: everything is made so that this loses nothing."""
+
+_CRASHES_IN_A_ROW = 8
+"""A run that is to end by itself does not go on for ever with a service that never lives for long."""
+
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+
+class Vital(Enum):
+    """What it means for the pipeline that a service has stopped for good."""
+
+    ESSENTIAL = auto()  # nothing can go on: stop everything
+    USEFUL = auto()  # the others go on without it
+    JUDGE = auto()  # it decides: when it ends with 0, all is done
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One process to be kept alive. `run` is called in it, and returns its exit code or raises `OperatorError`."""
+
+    name: str
+    run: Callable[[], int]
+    vital: Vital = Vital.ESSENTIAL
+
+
+class Refusal(NamedTuple):
+    """Why a service stopped for good."""
+
+    service: str
+    message: str
+    remedy: str
+
+
+@dataclass(slots=True)
+class _Child:
+    service: Service
+    backoff: Backoff = field(default_factory=Backoff)
+    pid: int = 0  # 0: not running
+    began: float = 0.0
+    due: float | None = 0.0  # when to start it (again); None: never
+    pipe: int = -1
+    restarts: int = 0
+
+
+class Supervisor:
+    """Keeps services running until it is asked to stop, the judge is content, or something essential gave up.
+
+    `bounded` says that the run is to end by itself: then a service that stops for good, or crashes again and again,
+    ends it, because what it is to reach can't be reached any more.
+    """
+
+    def __init__(
+        self,
+        services: list[Service],
+        *,
+        bounded: bool,
+        pids: Path | None = None,
+        say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+        stop: StopSignal | None = None,
+    ) -> None:
+        self._children = [_Child(service) for service in services]
+        self._bounded, self._pids, self._say = bounded, pids, say
+        self._stop = stop or StopSignal()
+        self._wake_reader, self._wake_writer = os.pipe()
+        for end in (self._wake_reader, self._wake_writer):
+            os.set_blocking(end, False)
+        self.refusals: list[Refusal] = []
+        self.complete = False
+
+    def run(self) -> Exit:
+        """Run until the end and return the exit code; nothing of ours runs any more then."""
+        gc.collect()
+        gc.freeze()  # what is here now is shared by all children; a collection would touch, and so copy, each page
+        before = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        chld = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        try:
+            with signals(self._stop):
+                result = self._run()
+                self._end_all()
+        finally:
+            self._end_all()
+            signal.signal(signal.SIGCHLD, chld)
+            signal.set_wakeup_fd(before)
+            os.close(self._wake_reader)
+            os.close(self._wake_writer)
+            if self._pids is not None:
+                self._pids.unlink(missing_ok=True)
+        return result
+
+    def _run(self) -> Exit:
+        while not self._stop:
+            now = time.monotonic()
+            changed = False
+            for child in self._children:
+                if child.pid == 0 and child.due is not None and child.due <= now:
+                    self._start(child)
+                    changed = True
+            if changed:
+                self._write_pids()
+            dues = [c.due for c in self._children if c.pid == 0 and c.due is not None]
+            self._sleep(max(0.0, min(dues) - time.monotonic()) if dues else None)
+            for child, status in self._reap():
+                result = self._ended(child, status)
+                if result is not None:
+                    return result
+            if not any(c.pid or c.due is not None for c in self._children):
+                return Exit.OPERATOR if self.refusals else Exit.DONE
+        return Exit.DONE
+
+    def _sleep(self, seconds: float | None) -> None:
+        with contextlib.suppress(InterruptedError):
+            select.select([self._wake_reader], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_reader, 4096)
+
+    # ------------------------------------------------------------------------------------------------- children
+
+    def _start(self, child: _Child) -> None:
+        reader, writer = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        supervisor = os.getpid()
+        # A signal between the fork and the child's own handlers would be taken for one to the supervisor.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            _become(child.service, supervisor, writer, [c.pipe for c in self._children if c.pipe >= 0])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+        os.close(writer)
+        child.pid, child.began, child.due, child.pipe = pid, time.monotonic(), None, reader
+
+    def _reap(self) -> Iterator[tuple[_Child, int]]:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            for child in self._children:
+                if child.pid == pid:
+                    child.pid = 0
+                    yield child, os.waitstatus_to_exitcode(status)
+
+    def _ended(self, child: _Child, code: int) -> Exit | None:
+        """Decide what follows from the end of a service; return an exit code if it is the end of all."""
+        told = _read_all(child.pipe)
+        child.pipe = -1
+        service = child.service
+        ran = time.monotonic() - child.began
+        if self._stop:
+            return None
+        if code == Exit.DONE:
+            if service.vital is Vital.JUDGE:
+                self.complete = True
+                return Exit.DONE
+            return None
+        if code == Exit.OPERATOR:
+            words = json.loads(told) if told else {}
+            self.refusals.append(Refusal(service.name, words.get("message", "stopped"), words.get("remedy", "")))
+            if service.vital is not Vital.USEFUL or self._bounded:
+                return Exit.OPERATOR
+            self._say(refusal_text(self.refusals[-1]) + "\n  the other services go on")
+            return None
+        why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        pause = child.backoff.next(ran)
+        if self._bounded and child.backoff.failures >= _CRASHES_IN_A_ROW:
+            message = f"{why} {child.backoff.failures} times in a row"
+            self.refusals.append(Refusal(service.name, message, "see its log under logs/ of the state folder"))
+            return Exit.CRASHED
+        child.restarts += 1
+        # The first time it is back at once: most often somebody stopped it from outside.
+        child.due = time.monotonic() + (0.0 if child.backoff.failures == 1 else pause)
+        self._say(f"penstock: {service.name} {why}; it is started again")
+        return None
+
+    def _end_all(self) -> None:
+        """Ask every child to stop, wait, and kill those that don't."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        for child in self._children:
+            if child.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, signal.SIGTERM)
+        while any(child.pid for child in self._children):
+            for child, _ in self._reap():
+                _read_all(child.pipe)
+                child.pipe = -1
+            left = deadline - time.monotonic()
+            if left <= 0:
+                for child in self._children:
+                    if child.pid:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(child.pid, signal.SIGKILL)
+                deadline = time.monotonic() + _STOP_SECONDS
+            if any(child.pid for child in self._children):
+                self._sleep(max(0.0, left))
+
+    def _write_pids(self) -> None:
+        if self._pids is None:
+            return
+        running = {child.service.name: child.pid for child in self._children if child.pid}
+        write_json(self._pids, {"supervisor": os.getpid(), **running})
+
+
+def _become(service: Service, supervisor: int, report: int, foreign: list[int]) -> None:
+    """Be the service in a process that was just forked, and end with its exit code. Does not return."""
+    code: int = Exit.CRASHED
+    try:
+        if _prctl is not None:
+            # The kernel ends us with the supervisor; elsewhere than on Linux a loop notices it by `getppid`.
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            if os.getppid() != supervisor:
+                os._exit(Exit.CRASHED)
+        for pipe in foreign:
+            os.close(pipe)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        stop = current_stop()
+        stop.renew()
+        with signals(stop, keyboard=False):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+            try:
+                code = service.run()
+            except OperatorError as error:
+                os.write(report, json.dumps({"message": str(error), "remedy": error.remedy}).encode()[:60_000])
+                code = Exit.OPERATOR
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+_STOP = StopSignal()
+
+
+def current_stop() -> StopSignal:
+    """The stop signal of the service that this process is."""
+    return _STOP
+
+
+def refusal_text(refusal: Refusal) -> str:
+    """How a service that stopped for good is shown."""
+    text = f"penstock: {refusal.service}: {refusal.message}"
+    return f"{text}\n  {refusal.remedy}" if refusal.remedy else text
+
+
+def _read_all(pipe: int) -> bytes:
+    """Read what a child that has ended left in its pipe, and close it."""
+    if pipe < 0:
+        return b""
+    parts = []
+    os.set_blocking(pipe, False)  # a grandchild could still hold the other end
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(pipe, 65536):
+            parts.append(part)
+    os.close(pipe)
+    return b"".join(parts)
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Replace a file at once, so that a reader never sees half of it."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    fresh.replace(path)
+
+
+@contextlib.contextmanager
+def only_one(state: Path, seconds: float = 5.0) -> Iterator[None]:
+    """Hold the state folder against a second supervisor; the kernel lets go of it with the last of our processes.
+
+    Waits a moment, because the children of a supervisor that was killed end shortly after it.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    with (state / "run.lock").open("w") as file:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OperatorError(
+                        f"another `penstock run` works with {state}",
+                        remedy="stop it first, or give this pipeline a state folder of its own (`state:`)",
+                    ) from None
+                time.sleep(0.02)
+            except OSError as error:
+                raise LogUnavailable(f"{state} can't be locked: {error}") from error
+        yield

@@ -1,0 +1,340 @@
+"""The watching process of `penstock run`: shows how far everything is, and says when a bounded run is over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from control.service import StopSignal
+from control.status import Collector, PipelineStatus, TargetStatus, caught_up
+from control.wiring import opened_log
+from schemas.errors import OperatorError, TransientError
+from schemas.pipeline import Pipeline
+from schemas.states import TableState
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_QUICKEST, _SLOWEST = 0.02, 0.5
+_SHARE = 20
+"""Looking may take one part in so many of the time: thousands of tables are looked at less often."""
+
+_TABLES_SHOWN = 25
+
+
+class Display(Protocol):
+    """How the state of things is shown."""
+
+    every: float  # seconds
+
+    def show(self, status: PipelineStatus) -> None: ...
+    def say(self, line: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Messages:
+    """Lines from all processes of a run to the one that writes on the terminal.
+
+    Made before anything is forked. Each line is one write, which is whole up to 4 kB; when nobody reads for long,
+    lines are lost rather than a service held up: they all stand in the services' own logs as well.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._rest = b""
+
+    def put(self, line: str) -> None:
+        data = line.encode(errors="replace")[: select.PIPE_BUF - 1].replace(b"\n", b"\v") + b"\n"
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):
+            os.write(self._writer, data)
+
+    def take(self) -> list[str]:
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._reader, 65536):
+                self._rest += part
+        *lines, self._rest = self._rest.split(b"\n")
+        return [line.replace(b"\v", b"\n").decode(errors="replace") for line in lines]
+
+
+def watch(
+    pipeline: Pipeline,
+    *,
+    stop: StopSignal,
+    display: Display,
+    messages: Messages,
+    bounded: bool,
+    until_caught_up: bool,
+    now: Callable[[], float] = time.monotonic,
+) -> int:
+    """Show the pipeline until `stop`; return 0 when a bounded run has come to its end.
+
+    Raises `OperatorError` at the end of a bounded run if tables have failed.
+    """
+    began = now()
+    goal: int | None = None
+    quick = bounded
+    pause = 0.005
+    complained = False
+    shown = began if display.every > 1 else -1e9  # what has just begun is worth no line
+    with contextlib.closing(display), opened_log(pipeline) as log, Collector(pipeline, log) as collector:
+        while not stop:
+            for line in messages.take():
+                display.say(line)
+            started = now()
+            try:
+                if until_caught_up and goal is None:
+                    goal = _note_goal(pipeline)
+                if quick and collector.ready() and _over(collector, goal):
+                    status = collector.collect(ask_source=False)
+                    display.show(status)
+                    for line in messages.take():
+                        display.say(line)
+                    _judge(status)
+                    display.say(summary(status, now() - began))
+                    return 0
+                if started - shown >= display.every:
+                    shown = started
+                    display.show(collector.collect())
+                complained = False
+            except TransientError as error:
+                # The services have their own retries and tell of them; looking again is all there is to do here.
+                if not complained:
+                    display.say(f"watch: {error}")
+                complained = True
+                stop.wait(_SLOWEST)
+                continue
+            pause = min(max(_QUICKEST, _SHARE * (now() - started)), _SLOWEST) if quick else min(display.every, _SLOWEST)
+            stop.wait(pause)
+        for line in messages.take():
+            display.say(line)
+    return 0
+
+
+def _over(collector: Collector, goal: int | None) -> bool:
+    assert collector.setup is not None
+    return all(
+        not error and caught_up(collector.setup, tables, groups, goal)
+        for _, error, tables, groups in collector.progress()
+    )
+
+
+def _judge(status: PipelineStatus) -> None:
+    failed = [(t.name, row) for t in status.targets for row in t.tables if row.state == TableState.FAILED]
+    if failed:
+        lines = [f"{row.table} on {target}: {row.error}" for target, row in failed]
+        remedies = sorted({row.remedy for _, row in failed if row.remedy})
+        raise OperatorError(
+            f"{len(failed)} tables have failed, all others are complete: " + "; ".join(lines),
+            remedy="; ".join(remedies) or "see `penstock status`",
+        )
+
+
+def _note_goal(pipeline: Pipeline) -> int:
+    """Mark the end of the source's log as it is now, and return the position: capture reaches it, however idle the
+    source is from here on."""
+    from engines.postgres.connect import connect
+    from engines.postgres.errors import translated
+    from engines.postgres.replication import emit_message
+
+    with (
+        translated("source", "noting where it stands"),
+        contextlib.closing(
+            connect(pipeline.source.url.get_secret_value(), role="control", application="penstock run")
+        ) as connection,
+    ):
+        return emit_message(connection, "penstock", "until")
+
+
+# ----------------------------------------------------------------------------------------------------- showing
+
+
+def summary(status: PipelineStatus, seconds: float) -> str:
+    """One line at the end of a bounded run."""
+    parts = []
+    for target in status.targets:
+        loaded = sum(row.rows_loaded for row in target.tables)
+        changes = sum(row.changes_applied for row in target.tables)
+        text = f"{target.name}: {len(target.tables)} tables, {loaded:,} rows loaded"
+        parts.append(text + (f", {changes:,} changes applied" if changes else ""))
+    return f"complete after {seconds:.1f} s ({'; '.join(parts)})"
+
+
+def line_of(target: TargetStatus, rate: float) -> str:
+    """One line about a target."""
+    if target.error:
+        return f"{target.name}: {target.error}"
+    states = [row.state for row in target.tables]
+    live, failed = states.count(TableState.LIVE), states.count(TableState.FAILED)
+    loaded = sum(row.rows_loaded for row in target.tables)
+    estimated = sum(row.rows_estimated for row in target.tables)
+    changes = sum(row.changes_applied for row in target.tables)
+    parts = [f"{live} of {len(states)} tables live"]
+    if failed:
+        parts.append(f"{failed} FAILED")
+    if live + failed < len(states):
+        parts.append(f"{loaded:,} of {max(estimated, loaded):,} rows loaded" + (f" ({rate:,.0f}/s)" if rate else ""))
+    parts.append(f"{changes:,} changes applied")
+    parts.append(lag_text(target.lag.seconds, target.lag.bytes, target.lag.where))
+    return f"{target.name}: " + ", ".join(parts)
+
+
+def lag_text(seconds: float, size: int, where: str) -> str:
+    """A lag in words."""
+    if not where:
+        return "up to date"
+    return f"{seconds:.1f} s and {bytes_text(size)} behind ({where})"
+
+
+def bytes_text(size: float) -> str:
+    """A size in the largest unit that leaves a number above one."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+class _Rates:
+    """Rows a second of each table of each target, over the last seconds."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[str, str], list[tuple[float, int]]] = {}
+
+    def of(self, target: str, table: str, at: float, rows: int) -> float:
+        points = self._before.setdefault((target, table), [])
+        points.append((at, rows))
+        while len(points) > 2 and points[0][0] < at - 3:
+            points.pop(0)
+        (first_at, first), (last_at, last) = points[0], points[-1]
+        return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
+
+
+class PlainDisplay:
+    """Lines now and then, for files and pipes."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        self.every = every
+        self._rates = _Rates()
+
+    def show(self, status: PipelineStatus) -> None:
+        for target in status.targets:
+            loaded = sum(row.rows_loaded for row in target.tables)
+            print(line_of(target, self._rates.of(target.name, "", status.at, loaded)), flush=True)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class JsonDisplay:
+    """A status object a line, for programs."""
+
+    def __init__(self, every: float = 1.0) -> None:
+        self.every = every
+
+    def show(self, status: PipelineStatus) -> None:
+        print(json.dumps(status.as_json()), flush=True)
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class LiveDisplay:
+    """A table that is drawn over itself, for terminals."""
+
+    every = 0.25
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console()
+        self._rates = _Rates()
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+        self._started = False
+
+    def show(self, status: PipelineStatus) -> None:
+        if not self._started:
+            self._live.start()
+            self._started = True
+        self._live.update(render(status, self._rates), refresh=True)
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self._started:
+            self._live.stop()
+
+
+def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableType:
+    """The state of a pipeline as a table of rich."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    rates = rates or _Rates()
+    parts: list[Any] = []
+    if not status.set_up:
+        return Text(f"{status.pipeline}: being set up …")
+    for target in status.targets:
+        if target.error:
+            parts.append(Text(f"{target.name}: {target.error}", style="red"))
+        grid = Table(title=None, box=None, pad_edge=False, header_style="bold")
+        for heading, justify in (
+            (target.name, "left"),
+            ("state", "left"),
+            ("loaded", "right"),
+            ("of about", "right"),
+            ("rows/s", "right"),
+            ("changes", "right"),
+            ("lag", "left"),
+        ):
+            grid.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        ordered = sorted(target.tables, key=lambda row: (row.state == TableState.LIVE, row.table))
+        for row in ordered[:_TABLES_SHOWN]:
+            rate = rates.of(target.name, row.table, status.at, row.rows_loaded + row.changes_applied)
+            style = {TableState.LIVE.value: "green", TableState.FAILED.value: "red"}.get(row.state, "yellow")
+            grid.add_row(
+                row.table,
+                Text(row.state, style=style),
+                f"{row.rows_loaded:,}",
+                f"{row.rows_estimated:,}",
+                f"{rate:,.0f}" if rate >= 1 else "",
+                f"{row.changes_applied:,}",
+                row.error or lag_text(row.lag.seconds, row.lag.bytes, row.lag.where),
+            )
+        if len(ordered) > _TABLES_SHOWN:
+            grid.add_row(f"… and {len(ordered) - _TABLES_SHOWN} more")
+        parts.append(grid)
+    source = status.source
+    if source.error:
+        parts.append(Text(source.error, style="red"))
+    budget = f" of {bytes_text(status.log_budget)}" if status.log_budget else ""
+    parts.append(
+        Text(
+            f"source keeps {bytes_text(source.retained_bytes)} for us, log {bytes_text(status.log_bytes)}{budget}",
+            style="dim",
+        )
+    )
+    return Group(*parts)
+
+
+def display_for(terminal: bool, as_json: bool, quiet_lines: float = 10.0) -> Display:
+    """Return the display that suits where the output goes."""
+    if as_json:
+        return JsonDisplay()
+    return LiveDisplay() if terminal else PlainDisplay(quiet_lines)

@@ -1,0 +1,136 @@
+"""Puts the services together: which parts each is made of, over which log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from control.service import Loop, StopSignal
+from schemas.errors import LogRewound
+from schemas.pipeline import Pipeline
+from transport import open_log
+from transport.log import Log
+
+_FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.2
+
+Make = Callable[[], AbstractContextManager[Loop]]
+
+
+@contextmanager
+def opened_log(pipeline: Pipeline) -> Iterator[Log]:
+    """Open the pipeline's log for the length of the block."""
+    settings = pipeline.log
+    log = open_log(
+        settings.url,
+        pipeline.pipeline,
+        pipeline.state,
+        settings=settings.plain_settings(),
+        replication_factor=settings.replication_factor,
+        budget_bytes=settings.budget,
+        deadline_s=settings.deadline,
+    )
+    with contextlib.closing(log):
+        yield log
+
+
+def exists(log: Log) -> bool:
+    """Whether anybody has made the log of this pipeline yet."""
+    try:
+        log.identity()
+    except LogRewound:
+        return False
+    return True
+
+
+class _NotYet:
+    """The loop of a service whose log is not there: the holder has not made it yet. Done when it is, or at a stop."""
+
+    def __init__(self, log: Log, stop: StopSignal) -> None:
+        self._log, self._stop, self._pause = log, stop, _FIRST_LOOK
+        self.done = False
+
+    def step(self) -> bool:
+        self.done = exists(self._log)
+        return self.done
+
+    def wait(self, timeout: float) -> None:
+        self._stop.wait(min(timeout, self._pause))
+        self._pause = min(self._pause * 1.5, _LONGEST_LOOK)
+
+
+def holder(pipeline: Pipeline, stop: StopSignal) -> Make:
+    """The holder: sets the source up, holds snapshots; ends when every table has been read."""
+    from snapshot.holder import open as open_holder
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        with opened_log(pipeline) as log, open_holder(pipeline, log) as loop:
+            yield loop
+
+    return make
+
+
+def capture(pipeline: Pipeline, stop: StopSignal) -> Make:
+    """Capture: the source's changes into the log."""
+    from capture.loop import open as open_capture
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        with opened_log(pipeline) as log, contextlib.ExitStack() as stack:
+            yield _AfterLog(log, stop, lambda: stack.enter_context(open_capture(pipeline, log)))
+
+    return make
+
+
+def snapshot(pipeline: Pipeline, stop: StopSignal, number: int) -> Make:
+    """One snapshot worker: chunks of tables into the log."""
+    from snapshot.loop import open as open_worker
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        with opened_log(pipeline) as log, contextlib.ExitStack() as stack:
+            yield _AfterLog(log, stop, lambda: stack.enter_context(open_worker(pipeline, log, number)))
+
+    return make
+
+
+def apply(pipeline: Pipeline, stop: StopSignal, name: str) -> Make:
+    """One apply worker of a target: the log into the target."""
+    from apply.loop import Apply
+    from apply.target import find_target
+
+    settings = pipeline.target(name)
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        with opened_log(pipeline) as log:
+            target = find_target(settings, pipeline.pipeline)
+            loop = Apply(pipeline.pipeline, log, target, name=settings.name, tables=settings.tables)
+            with contextlib.closing(loop):
+                yield loop
+
+    return make
+
+
+class _AfterLog:
+    """A loop that is opened when its log is there."""
+
+    def __init__(self, log: Log, stop: StopSignal, open_loop: Callable[[], Loop]) -> None:
+        self._waiting, self._open = _NotYet(log, stop), open_loop
+        self._loop: Loop | None = None
+
+    @property
+    def done(self) -> bool:
+        return bool(getattr(self._loop, "done", False))
+
+    def step(self) -> bool:
+        if self._loop is not None:
+            return self._loop.step()
+        if self._waiting.step():
+            self._loop = self._open()
+            return True
+        return False
+
+    def wait(self, timeout: float) -> None:
+        (self._loop or self._waiting).wait(timeout)

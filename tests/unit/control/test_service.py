@@ -1,0 +1,150 @@
+"""The runner: what each kind of error leads to, and that a stop comes between two steps."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+
+from control.metrics import Health
+from control.service import Backoff, Exit, Loop, StopSignal, serve, signals
+from schemas.errors import DecodeError, OperatorError, PositionLost, SourceUnavailable
+
+
+class Script:
+    """A loop that does what it is told, step by step; an exception in the list is raised."""
+
+    def __init__(self, *steps: bool | BaseException | Callable[[], bool]) -> None:
+        self.steps = list(steps)
+        self.waits: list[float] = []
+        self.closed = 0
+        self.done = False
+
+    def step(self) -> bool:
+        if not self.steps:
+            self.done = True
+            return False
+        step = self.steps.pop(0)
+        if isinstance(step, BaseException):
+            raise step
+        return step if isinstance(step, bool) else step()
+
+    def wait(self, timeout: float) -> None:
+        self.waits.append(timeout)
+
+
+class Log:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.lines.append(("info", event, fields))
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append(("warning", event, fields))
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.lines.append(("error", event, fields))
+
+
+def making(*loops: Script) -> Callable[[], AbstractContextManager[Loop]]:
+    left = list(loops)
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        loop = left.pop(0)
+        try:
+            yield loop
+        finally:
+            loop.closed += 1
+
+    return make
+
+
+def quick() -> Backoff:
+    return Backoff(0.0, 0.0)
+
+
+def test_a_loop_that_is_done_ends_the_service() -> None:
+    loop = Script(True, False, True)
+    assert serve(making(loop), stop=StopSignal(), log=Log()) is Exit.DONE
+    assert loop.closed == 1
+    assert len(loop.waits) == 1
+
+
+def test_waits_grow_while_nothing_happens_and_are_short_again_after_work() -> None:
+    loop = Script(False, False, False, True, False)
+    serve(making(loop), stop=StopSignal(), log=Log())
+    assert loop.waits[0] < loop.waits[1] < loop.waits[2]
+    assert loop.waits[3] == loop.waits[0]
+
+
+def test_after_a_transient_error_the_loop_is_made_anew() -> None:
+    first, second = Script(True, SourceUnavailable("gone")), Script(True)
+    health = Health()
+    assert serve(making(first, second), stop=StopSignal(), log=Log(), backoff=quick(), health=health) is Exit.DONE
+    assert (first.closed, second.closed) == (1, 1)
+    assert health.retries == {"SourceUnavailable": 1}
+
+
+def test_a_single_hiccup_is_no_warning_but_many_are() -> None:
+    log = Log()
+    loops = [Script(SourceUnavailable("gone")) for _ in range(4)]
+    serve(making(*loops, Script()), stop=StopSignal(), log=log, backoff=quick())
+    assert [level for level, event, _ in log.lines if event == "will try again"] == [
+        "info",
+        "info",
+        "warning",
+        "warning",
+    ]
+
+
+def test_an_operator_error_ends_the_service_for_good() -> None:
+    loop = Script(PositionLost("the slot is gone", remedy="drop it"))
+    log = Log()
+    with pytest.raises(OperatorError, match="the slot is gone"):
+        serve(making(loop), stop=StopSignal(), log=log)
+    assert loop.closed == 1
+    assert log.lines[-1][2]["remedy"] == "drop it"
+
+
+@pytest.mark.parametrize("error", [DecodeError("bad bytes"), RuntimeError("a bug")])
+def test_anything_else_ends_the_process(error: Exception) -> None:
+    loop = Script(error)
+    assert serve(making(loop), stop=StopSignal(), log=Log()) is Exit.CRASHED
+    assert loop.closed == 1
+
+
+def test_a_stop_comes_between_two_steps() -> None:
+    stop = StopSignal()
+
+    def ask() -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return True
+
+    loop = Script(ask, AssertionError("one step too many"))
+    with signals(stop):
+        assert serve(making(loop), stop=stop, log=Log()) is Exit.DONE
+    assert loop.closed == 1
+
+
+def test_a_stop_ends_the_waiting_for_another_attempt() -> None:
+    stop = StopSignal()
+
+    def never() -> bool:
+        stop.request()
+        raise SourceUnavailable("gone")
+
+    assert serve(making(Script(never)), stop=stop, log=Log(), backoff=Backoff(1000.0, 1000.0)) is Exit.DONE
+
+
+def test_backoff_doubles_and_forgets_after_a_healthy_time() -> None:
+    backoff = Backoff(1.0, 8.0, healthy_after=10.0)
+    pauses = [backoff.next(0.0) for _ in range(6)]
+    for pause, middle in zip(pauses, [1, 2, 4, 8, 8, 8], strict=True):
+        assert 0.75 * middle <= pause <= 1.25 * middle
+    assert backoff.next(11.0) <= 1.25

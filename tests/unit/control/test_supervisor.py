@@ -1,0 +1,177 @@
+"""The supervisor, with real processes: restarts, stops, who may end what."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from control.service import Exit, StopSignal
+from control.supervisor import Service, Supervisor, Vital, current_stop, only_one
+from schemas.errors import OperatorError, PositionLost
+
+
+def until_stopped() -> int:
+    stop = current_stop()
+    while not stop:
+        stop.wait(10)
+    return 0
+
+
+def counted(path: Path, then: Callable[[int], int]) -> Callable[[], int]:
+    """A service that counts its starts in a file."""
+
+    def run() -> int:
+        with path.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return then(len(path.read_text().splitlines()))
+
+    return run
+
+
+def supervise(
+    *services: Service, bounded: bool = False, pids: Path | None = None
+) -> tuple[Exit, Supervisor, list[str]]:
+    said: list[str] = []
+    supervisor = Supervisor(list(services), bounded=bounded, pids=pids, say=said.append)
+    return supervisor.run(), supervisor, said
+
+
+def test_when_all_services_are_done_so_is_the_supervisor() -> None:
+    code, supervisor, _ = supervise(Service("a", lambda: 0), Service("b", lambda: 0))
+    assert code is Exit.DONE
+    assert not supervisor.complete
+
+
+def test_a_service_that_crashed_is_started_again(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    code, _, said = supervise(Service("a", counted(starts, lambda n: 1 if n < 3 else 0)))
+    assert code is Exit.DONE
+    assert len(set(starts.read_text().splitlines())) == 3
+    assert "started again" in said[0]
+
+
+def test_a_service_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    def die_once(n: int) -> int:
+        if n == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    code, _, said = supervise(Service("a", counted(tmp_path / "starts", die_once)))
+    assert code is Exit.DONE
+    assert "SIGKILL" in said[0]
+
+
+def test_the_judge_ends_it_all(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+
+    def long() -> int:
+        until_stopped()
+        ended.write_text("yes")
+        return 0
+
+    def judge() -> int:
+        return 0
+
+    code, supervisor, _ = supervise(Service("a", long), Service("watch", judge, Vital.JUDGE), bounded=True)
+    assert code is Exit.DONE
+    assert supervisor.complete
+    assert ended.read_text() == "yes"
+
+
+def refuse() -> int:
+    raise PositionLost("the slot is gone", remedy="drop it")
+
+
+def test_an_essential_service_that_gives_up_ends_it_all() -> None:
+    code, supervisor, _ = supervise(Service("capture", refuse), Service("apply", until_stopped))
+    assert code is Exit.OPERATOR
+    assert [(r.service, r.message, r.remedy) for r in supervisor.refusals] == [
+        ("capture", "the slot is gone", "drop it")
+    ]
+
+
+def test_the_others_go_on_without_a_useful_one(tmp_path: Path) -> None:
+    """The supervisor is still there to start the second service again after the first gave up."""
+    gone = tmp_path / "gone"
+
+    def refuse_and_say() -> int:
+        gone.touch()
+        return refuse()
+
+    def wait_for_it(n: int) -> int:
+        while not gone.exists():
+            time.sleep(0.001)
+        return 1 if n < 3 else 0
+
+    code, _, said = supervise(
+        Service("apply", refuse_and_say, Vital.USEFUL), Service("other", counted(tmp_path / "n", wait_for_it))
+    )
+    assert code is Exit.OPERATOR
+    assert any("the others go on" in line or "the other services go on" in line for line in said)
+
+
+def test_in_a_bounded_run_nothing_goes_on_without_a_service() -> None:
+    code, _, _ = supervise(Service("apply", refuse, Vital.USEFUL), Service("capture", until_stopped), bounded=True)
+    assert code is Exit.OPERATOR
+
+
+def test_a_service_that_never_lives_ends_a_bounded_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.supervisor._CRASHES_IN_A_ROW", 3)
+    code, supervisor, _ = supervise(Service("a", lambda: 1), Service("b", until_stopped), bounded=True)
+    assert code is Exit.CRASHED
+    assert "3 times in a row" in supervisor.refusals[0].message
+
+
+def test_a_signal_stops_everything(tmp_path: Path) -> None:
+    pids = tmp_path / "pids.json"
+
+    def tell() -> int:
+        while not pids.exists():
+            time.sleep(0.001)
+        os.kill(os.getppid(), signal.SIGTERM)
+        return until_stopped()
+
+    code, _, _ = supervise(Service("a", tell), Service("b", until_stopped), pids=pids)
+    assert code is Exit.DONE
+    assert not pids.exists()
+
+
+def test_running_processes_stand_in_a_file(tmp_path: Path) -> None:
+    pids, seen = tmp_path / "pids.json", tmp_path / "seen"
+
+    def read() -> int:
+        while not pids.exists():
+            time.sleep(0.001)
+        seen.write_text(pids.read_text())
+        return 0
+
+    supervise(Service("a", read), pids=pids)
+    found = json.loads(seen.read_text())
+    assert found["supervisor"] == os.getpid()
+    assert set(found) == {"supervisor", "a"}
+
+
+def test_a_service_that_ignores_the_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.supervisor._STOP_SECONDS", 0.2)
+    stop = StopSignal()
+
+    def deaf() -> int:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(os.getppid(), signal.SIGTERM)
+        while True:
+            time.sleep(10)
+
+    began = time.monotonic()
+    assert Supervisor([Service("a", deaf)], bounded=False, stop=stop).run() is Exit.DONE
+    assert time.monotonic() - began < 10
+
+
+def test_only_one_supervisor_works_with_a_state_folder(tmp_path: Path) -> None:
+    with only_one(tmp_path), pytest.raises(OperatorError, match="another"), only_one(tmp_path, seconds=0):
+        pass
+    with only_one(tmp_path, seconds=0):
+        pass

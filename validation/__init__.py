@@ -1,0 +1,1 @@
+"""Whether both sides are equal: row by row, and told in full where they are not."""
