@@ -1,0 +1,122 @@
+"""What has to be done beside reading PostgreSQL's stream: signs of life, heartbeats, a look at the publications."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from engines.postgres import replication
+from engines.postgres.connect import connect
+from schemas.errors import PrerequisiteMissing, ReplicationError
+from schemas.frontier import Setup
+from schemas.table import Leaf, Table, TableId
+
+LOOK_SECONDS = 1.0
+CHECK_SECONDS = 30.0
+END_SECONDS = 5.0
+
+PRESENT = """
+select c.oid::int8, n.nspname, c.relname,
+       array(select a.attname from pg_attribute a
+              where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = any (%(oids)s::int8[]::oid[])
+"""
+
+
+def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Sequence[Table]) -> None:
+    """Raise `PrerequisiteMissing` if changes of the tables, as far as they still exist, are not all published.
+
+    The source itself would leave them out without a word.
+    """
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        rows = cursor.execute(PRESENT, {"oids": [leaf.oid for table in tables for leaf in table.leaves]})
+        present = {oid: (TableId(schema, name), set(columns)) for oid, schema, name, columns in rows}
+    existing = []
+    for table in tables:
+        leaves = [leaf for leaf in table.leaves if leaf.oid in present]
+        kept: set[str] = set().union(*(present[leaf.oid][1] for leaf in leaves)) if leaves else set()
+        existing.append(
+            table.model_copy(
+                update={
+                    "leaves": tuple(Leaf(id=present[leaf.oid][0], oid=leaf.oid) for leaf in leaves),
+                    "columns": tuple(column for column in table.columns if column.name in kept),
+                }
+            )
+        )
+    if problems := replication.publication_problems(connection, setup.publications[0], existing):
+        raise PrerequisiteMissing(
+            "; ".join(problems),
+            remedy="bring the publications back to what they were; changes that were made meanwhile are not in the "
+            "stream, so the tables that are named need a new load",
+        )
+
+
+class Caretaker(threading.Thread):
+    """A thread with a connection of its own, so that nothing it waits for holds up the stream.
+
+    `problem` is set to what makes going on wrong; `end` to how far the source's log reaches. An error of its
+    connection is none: it tries again, and whether the source can be reached at all the stream itself tells.
+    """
+
+    def __init__(
+        self, url: str, setup: Setup, heartbeat: float, sign_of_life: Callable[[], None], tables: Sequence[Table]
+    ) -> None:
+        super().__init__(name="caretaker", daemon=True)
+        self._url, self._setup, self._heartbeat = url, setup, heartbeat
+        self._sign_of_life, self._tables = sign_of_life, tables
+        self._over = threading.Event()
+        self._connection: psycopg.Connection | None = None
+        self._next_check = self._next_end = self._next_beat = time.monotonic()
+        self._next_check += CHECK_SECONDS  # the first one was made at the start
+        self.problem: ReplicationError | None = None
+        self.end = 0
+
+    def run(self) -> None:
+        while not self._over.wait(LOOK_SECONDS):
+            with contextlib.suppress(ReplicationError, psycopg.Error):  # the first thread meets it by itself
+                self._sign_of_life()
+            try:
+                self._work(time.monotonic())
+            except PrerequisiteMissing as error:
+                self.problem = error
+            except (ReplicationError, psycopg.Error):
+                self._disconnect()
+        self._disconnect()
+
+    def stop(self) -> None:
+        """End the thread, and wait a moment for it."""
+        self._over.set()
+        if self.is_alive():
+            self.join(LOOK_SECONDS)
+
+    def _work(self, now: float) -> None:
+        if now >= self._next_end:
+            self._next_end = now + END_SECONDS
+            self.end = replication.wal_insert_lsn(self._connected())
+        if self._heartbeat and now >= self._next_beat:
+            self._next_beat = now + self._heartbeat
+            replication.emit_message(self._connected(), "penstock", "heartbeat")
+        if now >= self._next_check:
+            self._next_check = now + CHECK_SECONDS
+            publications_fit(self._connected(), self._setup, self._tables)
+
+    def _connected(self) -> psycopg.Connection:
+        if self._connection is None:
+            self._connection = connect(self._url, role="control", application=f"penstock {self._setup.slot} caretaker")
+            # Waiting here would end the signs of life.
+            for setting in ("lock_timeout", "statement_timeout"):
+                self._connection.execute("select set_config(%s, '2s', false)", [setting])
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None

@@ -1,0 +1,402 @@
+"""PostgreSQL as a source: its logical replication stream, decoded as it comes.
+
+One thread reads, decodes and hands steps over. A second one, `Caretaker`, has connections and questions of its own,
+and tells the server that we live while the first waits for the log; it never reads the stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+from psycopg import pq
+
+from capture.caretaker import Caretaker, publications_fit
+from capture.relations import RELOAD, Relations
+from capture.source import Step
+from capture.tables import TableVersions
+from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, RELATION, TRUNCATE, ChangeDecoder, Relation
+from engines.postgres import replication
+from engines.postgres.connect import connect
+from engines.postgres.connect import replication as connect_for_replication
+from engines.postgres.errors import translate, translated
+from schemas.errors import (
+    LogRewound,
+    PositionLost,
+    ReplicationError,
+    SchemaUnsupported,
+    SourceUnavailable,
+    TransientError,
+    ValueUnsupported,
+)
+from schemas.frontier import Setup
+from schemas.table import TableId
+from transport.log import Block, Partition
+
+STEP_BYTES = 4 << 20
+"""A step of whole transactions is closed when it has grown to this."""
+
+SPILL_BYTES = 8 << 20
+"""What is there of a transaction is handed over when it has grown to this; memory is bounded by it and one row."""
+
+STEP_SECONDS = 0.02
+"""How long transactions are gathered while there is no end of them."""
+
+BUSY_BYTES_A_SECOND = 10_000_000
+"""The rate at which gathering pays in full. Below it the pause between steps shrinks with the square of the rate, so
+that a few thousand small transactions a second go on at once, each as it comes."""
+
+SLICE_BYTES = 256 << 10
+"""Read between two looks at the clock."""
+
+NAP_SECONDS = 0.0001
+"""When the socket is dry: a reader that wakes for every message makes the server send every message by itself, which
+halves the rate of both; 0.1 ms let them pile up."""
+
+QUIET_SECONDS = 0.001
+"""With nothing for this long, the kernel wakes us instead."""
+
+STATUS_SECONDS = 1.0
+"""How often the server hears of us while nothing is confirmed."""
+
+ACQUIRE_SECONDS = 5.0
+"""How long another reader of the slot has to go before that is an error: the server takes a moment to notice a client
+that died, and an older capture ends when it sees that a newer one has claimed."""
+
+
+class PostgresSource:
+    """The committed changes of the tables that the plan has, from slot and publications that are there already.
+
+    `heartbeat` is how many idle seconds pass before a message is written into the source's log, so that lag is
+    known when nobody else writes (14 or newer; 0: never).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        setup: Setup,
+        tables: TableVersions,
+        *,
+        heartbeat: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._url, self._setup, self._tables = url, setup, tables
+        self._heartbeat, self._clock = heartbeat, clock
+        self._lock = threading.Lock()  # around everything that is done with the stream
+        self._stream: pq.abc.PGconn | None = None
+        self._control: psycopg.Connection | None = None
+        self._caretaker: Caretaker | None = None
+        self._arrival = select.poll()
+
+        self._open = False  # inside a transaction
+        self._commits = 0  # since the last step
+        self._passed = 0  # what keepalives outside a transaction have told
+        self._position = 0  # of the last step
+        self._confirmed = 0
+        self._gathered = 0  # bytes that came since the last step
+        self._pause = 0.0
+        self._step_began = self._step_given = self._heard = self._told = 0.0
+
+    # -------------------------------------------------------------------------------------------------- starting
+
+    def start(self, after: int, epoch: int) -> None:
+        """See `Source.start`. Also raises `PrerequisiteMissing` if the publications do not hold the plan's tables."""
+        with translated("source", f"streaming from slot {self._setup.slot}"):
+            stream = self._stream = connect_for_replication(self._url, application=f"penstock {self._setup.slot}")
+            if (system := replication.system_identity(stream)) != self._setup.system:
+                raise PositionLost(
+                    f"the source is another cluster (system identifier {system}, not {self._setup.system})",
+                    remedy=f"correct the URL; if the source was replaced: {RELOAD}",
+                )
+            control = self._catalogue()
+            self._check(control, after)
+            self._relations = Relations(self._tables)
+            publications_fit(control, self._setup, self._relations.planned())
+            reference = replication.current_snapshot(control).xmax
+            self._acquire(stream, after)
+        self._decoder = ChangeDecoder(epoch, reference)
+        self._partitions: list[Partition] = []
+        self._bound: dict[int, tuple[TableId, Relation]] = {}
+        self._position = self._passed = self._confirmed = after
+        stream.nonblocking = 1
+        self._arrival.register(stream.socket, select.POLLIN)
+        self._step_began = self._step_given = self._heard = self._told = self._clock()
+        heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
+        self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, self._relations.planned())
+        self._caretaker.start()
+
+    def _check(self, control: psycopg.Connection, after: int) -> None:
+        slot = self._setup.slot
+        state = replication.slot_state(control, slot)
+        if state is None:
+            raise PositionLost(f"the source has no replication slot {slot}", remedy=RELOAD)
+        if state.lost:
+            cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
+            raise PositionLost(f"the source has given up slot {slot}: {cause}", remedy=RELOAD)
+        if state.confirmed_flush is not None and state.confirmed_flush > after:
+            raise LogRewound(
+                f"slot {slot} was confirmed up to {replication.lsn_text(state.confirmed_flush)}, but the log ends at "
+                f"{replication.lsn_text(after)}: it is not the log that was written, or has lost its end",
+                remedy=f"bring the right log back; if it is gone: {RELOAD}",
+            )
+        if after > (end := replication.wal_insert_lsn(control)):
+            raise PositionLost(
+                f"the source's log ends at {replication.lsn_text(end)}, before {replication.lsn_text(after)}, which "
+                "was captured already: it was restored to an earlier state",
+                remedy=RELOAD,
+            )
+
+    def _acquire(self, stream: pq.abc.PGconn, after: int) -> None:
+        """Begin to stream, waiting a little for another reader of the slot to go."""
+        deadline = self._clock() + ACQUIRE_SECONDS
+        slot, messages = self._setup.slot, stream.server_version >= 140_000
+        while True:
+            try:
+                return replication.start_streaming(stream, slot, self._setup.publications, after, messages=messages)
+            except psycopg.errors.ObjectInUse as error:
+                if self._clock() > deadline:
+                    raise SourceUnavailable(f"slot {slot} is in use by another reader") from error
+                time.sleep(0.05)
+
+    # --------------------------------------------------------------------------------------------------- reading
+
+    def poll(self, timeout: float) -> Step | None:
+        """See `Source.poll`."""
+        clock = self._clock
+        deadline = clock() + timeout
+        if self._caretaker is not None and self._caretaker.problem is not None:
+            raise self._caretaker.problem
+        with self._lock:
+            while True:
+                dry = self._drain()
+                now = clock()
+                step = self._due(now, dry)
+                if step is not None:
+                    return step
+                if now - self._told >= STATUS_SECONDS:
+                    self._tell(now)
+                if now >= deadline:
+                    return None
+                if dry:
+                    self._rest(now, deadline)
+
+    def _drain(self) -> bool:
+        """Feed the decoder what is there, up to a slice; return whether there was no more.
+
+        The loop is run for every message. What is not needed for every one of them stands outside.
+        """
+        stream = self._stream
+        if stream is None:
+            raise SourceUnavailable("the stream is closed")
+        get, feed = stream.get_copy_data, self._decoder.feed
+        full = self._full()
+        room, looked, dry = SLICE_BYTES, False, False
+        data: memoryview | None = None
+        try:
+            while room > 0:
+                size, data = get(1)
+                if size > 0:
+                    looked = False
+                    room -= size
+                    event = feed(data)
+                    if event:
+                        if event == COMMIT:
+                            self._open = False
+                            self._commits += 1
+                            if full:
+                                break
+                        elif event == BEGIN:
+                            self._open = True
+                        else:
+                            self._handle(event)
+                elif size == 0:
+                    if looked:
+                        dry = True
+                        break
+                    stream.consume_input()
+                    looked = True
+                else:
+                    raise self._ended(None)
+        except psycopg.Error as error:
+            raise self._ended(error) from error
+        except ValueUnsupported as error:
+            raise self._unsupported(error, bytes(data[25:30] if data is not None else b"")) from error
+        if room < SLICE_BYTES:
+            self._heard = self._clock()
+            if self._gathered == 0:
+                self._step_began = self._heard
+            self._gathered += SLICE_BYTES - room
+        return dry
+
+    def _full(self) -> bool:
+        """Whether the step should be closed at the next commit."""
+        if self._gathered == 0:
+            return False
+        return self._decoder.pending_bytes >= STEP_BYTES or self._clock() - self._step_began >= STEP_SECONDS
+
+    def _due(self, now: float, dry: bool) -> Step | None:
+        """Return what was gathered, if it is time to."""
+        if self._open:
+            if self._decoder.pending_bytes >= SPILL_BYTES:
+                return self._step(None, now)
+        elif self._commits:
+            if (dry and now - self._step_given >= self._pause) or self._full():
+                return self._step(max(self._decoder.position, self._passed), now)
+        elif self._passed > self._position:
+            return self._step(self._passed, now)
+        return None
+
+    def _step(self, position: int | None, now: float) -> Step:
+        blocks, schemas = {}, {}
+        for slot, (count, data, ids) in self._decoder.take().items():
+            partition = self._partitions[slot]
+            blocks[partition], schemas[partition] = Block(count, data), ids
+        commit_time = self._decoder.commit_time if self._commits and position is not None else 0
+        rate = self._gathered / max(now - self._step_given, 1e-6) / BUSY_BYTES_A_SECOND
+        self._pause = STEP_SECONDS * min(1.0, rate * rate)
+        self._gathered = 0
+        self._step_given = self._step_began = now
+        if position is not None:
+            self._position, self._commits = position, 0
+        end = self._caretaker.end if self._caretaker is not None else 0
+        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, max(end, self._passed))
+
+    def _rest(self, now: float, deadline: float) -> None:
+        """Wait for more: a nap while something is going on, else until the kernel wakes us."""
+        if self._open or self._commits or now - self._heard < QUIET_SECONDS:
+            time.sleep(NAP_SECONDS)
+        else:
+            until = min(deadline, self._told + STATUS_SECONDS)
+            self._arrival.poll(max(0.0, until - now) * 1000)
+
+    def _handle(self, event: int) -> None:
+        if event == KEEPALIVE:
+            if not self._open:
+                self._passed = max(self._passed, self._decoder.wal_end)
+            if self._decoder.reply_requested:
+                self._tell(self._clock())
+        elif event == RELATION:
+            self._bind(self._decoder.relation)
+        elif event == TRUNCATE:
+            self._truncate(self._decoder.truncated[1])
+
+    # ------------------------------------------------------------------------------------------------- relations
+
+    def _bind(self, relation: Relation) -> None:
+        with translated("source", f"looking up {relation.schema}.{relation.name}"):
+            version = self._relations.version(self._catalogue(), relation)
+        if version is None:
+            self._bound.pop(relation.oid, None)
+            self._decoder.ignore(relation.oid)
+            return
+        if version.changes not in self._partitions:
+            self._partitions.append(version.changes)
+        self._bound[relation.oid] = version.table.id, relation
+        self._decoder.bind(relation.oid, version.layout, self._partitions.index(version.changes))
+
+    def _truncate(self, oids: tuple[int, ...]) -> None:
+        """Record that tables were emptied. A single partition can't be: rows don't tell which of them they were in."""
+        tables: dict[TableId, list[int]] = {}
+        for oid in oids:
+            if oid in self._bound:
+                tables.setdefault(self._bound[oid][0], []).append(oid)
+        for id, leaves in tables.items():
+            with translated("source", f"looking up {id}"):
+                whole = self._relations.whole(self._catalogue(), id, leaves, self._decoder.xid)
+            if not whole:
+                relation = self._bound[leaves[0]][1]
+                raise SchemaUnsupported(
+                    f"{id}: its partition {relation.schema}.{relation.name} was truncated alone, in the transaction "
+                    f"at {replication.lsn_text(self._decoder.commit_lsn)}",
+                    remedy=f"{RELOAD}; then truncate the whole table, or delete the partition's rows",
+                )
+            self._decoder.append_truncate(leaves[0])
+
+    def _catalogue(self) -> psycopg.Connection:
+        """Return the ordinary connection, made again if it was lost while nobody needed it."""
+        if self._control is None or self._control.closed:
+            self._control = connect(self._url, role="control", application=f"penstock {self._setup.slot} catalogue")
+            self._control.execute("select set_config('lock_timeout', '2s', false)")
+        return self._control
+
+    # --------------------------------------------------------------------------------------------------- telling
+
+    def confirm(self, position: int) -> None:
+        """See `Source.confirm`."""
+        with self._lock:
+            self._confirmed = max(self._confirmed, position)
+            self._tell(self._clock())
+
+    def _tell(self, now: float) -> None:
+        """Tell the server how far it may forget, and that we live."""
+        if self._stream is None:
+            return
+        try:
+            self._stream.put_copy_data(replication.standby_status(self._confirmed))
+            self._stream.flush()
+        except psycopg.Error as error:
+            raise self._ended(error) from error
+        self._told = now
+
+    def _tell_if_silent(self) -> None:
+        """For the caretaker: the first thread may be waiting for the log. If it reads, it tells by itself."""
+        if self._lock.acquire(blocking=False):
+            try:
+                now = self._clock()
+                if now - self._told >= STATUS_SECONDS:
+                    self._tell(now)
+            finally:
+                self._lock.release()
+
+    # ---------------------------------------------------------------------------------------------------- errors
+
+    def _ended(self, error: psycopg.Error | None) -> ReplicationError:
+        """Return why the stream is over: the server says little on the stream itself, more about the slot."""
+        said = "the server ended the stream"
+        if error is None and self._stream is not None:
+            result = self._stream.get_result()
+            message = (result.get_error_message() if result is not None else "") or self._stream.get_error_message()
+            said = " ".join(message.split()) or said
+            if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
+                error = psycopg.errors.error_from_result(result)
+        with contextlib.suppress(psycopg.Error):
+            state = replication.slot_state(self._catalogue(), self._setup.slot)
+            if state is None:
+                return PositionLost(f"the replication slot {self._setup.slot} was dropped", remedy=RELOAD)
+            if state.lost:
+                cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
+                return PositionLost(f"the source has given up slot {self._setup.slot}: {cause}", remedy=RELOAD)
+        if error is not None:
+            meaning = translate(error, "source", f"streaming from slot {self._setup.slot}")
+            if not isinstance(meaning, TransientError) or isinstance(meaning, SourceUnavailable):
+                return meaning
+            said = str(meaning)
+        return SourceUnavailable(said)
+
+    def _unsupported(self, error: ValueUnsupported, change: bytes) -> ValueUnsupported:
+        """Say of which table and column a value has no form in the log."""
+        id, relation = self._bound.get(int.from_bytes(change[1:], "big"), (None, None))
+        text = str(error)
+        found = re.match(r"column (\d+): (.*)", text, re.DOTALL)
+        if relation is not None and found is not None and int(found[1]) < len(relation.columns):
+            text = f"{relation.columns[int(found[1])].name}: {found[2]}"
+        return ValueUnsupported(
+            f"{id or 'a table'}.{text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
+            remedy=RELOAD + "; leave the table out, or correct the value first",
+        )
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        if self._caretaker is not None:
+            self._caretaker.stop()
+        with self._lock:
+            if self._stream is not None:
+                self._stream.finish()
+                self._stream = None
+        if self._control is not None:
+            self._control.close()

@@ -1,0 +1,547 @@
+"""Capture from a real PostgreSQL: every committed change is named by valid frontiers exactly once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from capture import postgres
+from capture.postgres import PostgresSource
+from control.servers.postgres import PostgresServer
+from engines.postgres import replication
+from engines.postgres.connect import connect
+from schemas.errors import (
+    LogRewound,
+    PositionLost,
+    PrerequisiteMissing,
+    SchemaUnsupported,
+    SourceUnavailable,
+    Superseded,
+)
+from schemas.frontier import Frontier
+from schemas.record import Op, encode_control
+from schemas.table import Identity, TableId
+from tests.integration.capture.conftest import World, make_world, until
+from transport.topics import Topics
+
+
+def ops(world: World, table: str) -> list[str]:
+    return [item.change.op.name for item in world.captured() if item.table == table]
+
+
+def test_inserts_updates_key_changes_and_deletes_arrive_in_commit_order(world: World) -> None:
+    world.run("create table public.t (id int primary key, v text)")
+    world.prepare()
+    capture = world.capture()
+    world.run(
+        "insert into public.t select g, 'v' || g from generate_series(1, 100) g",
+        "update public.t set v = 'x' where id % 2 = 0",
+        "update public.t set id = id + 1000 where id % 10 = 0",
+        "delete from public.t where id between 41 and 59",
+    )
+    with world.db.transaction():
+        world.run("insert into public.t values (5000, 'a')", "update public.t set v = 'b' where id = 5000")
+    world.catch_up(capture)
+    assert world.rows("public.t") == world.source_rows("public.t")
+    items = [item.change for item in world.captured()]
+    assert [(i.position, i.ordinal) for i in items] == sorted((i.position, i.ordinal) for i in items)
+    assert [i.ordinal for i in items][-2:] == [0, 1] and items[-1].xid == items[-2].xid
+
+
+def test_a_value_that_was_not_fetched_is_marked_unchanged(world: World) -> None:
+    world.run(
+        "create table public.t (id int primary key, n int, big text)",
+        "alter table public.t alter big set storage external",
+        "insert into public.t values (1, 1, repeat('x', 10000))",
+    )
+    world.prepare()
+    capture = world.capture()
+    world.run("update public.t set n = 2", "update public.t set id = 7", "update public.t set big = 'small'")
+    world.catch_up(capture)
+    changes = [item.change for item in world.captured()]
+    assert [c.unchanged for c in changes] == [(2,), (2,), ()]
+    assert changes[1].before == ("1", None, None)
+
+
+def test_a_table_without_key_and_with_full_identity_has_whole_old_rows(world: World) -> None:
+    world.run(
+        "create table public.t (a int, big text)",
+        "alter table public.t replica identity full",
+        "alter table public.t alter big set storage external",
+        "insert into public.t values (1, repeat('x', 10000)), (2, null)",
+    )
+    world.prepare()
+    capture = world.capture()
+    world.run("update public.t set a = 3 where a = 1", "delete from public.t where a = 2")
+    world.catch_up(capture)
+    update, delete = (item.change for item in world.captured())
+    assert update.before == ("1", "x" * 10000) and update.after == ("3", "x" * 10000) and update.unchanged == ()
+    assert delete.before == ("2", None)
+
+
+def test_a_table_without_any_identity_gives_its_inserts(world: World) -> None:
+    world.run("create table public.t (a int)")
+    world.prepare()
+    capture = world.capture()
+    world.run("insert into public.t values (1), (1)", "update public.t set a = 2", "truncate public.t")
+    world.catch_up(capture)
+    assert ops(world, "public.t") == ["INSERT", "INSERT", "TRUNCATE"]
+
+
+PARTITIONED = (
+    "create table public.p (id int, v text, primary key (id)) partition by range (id)",
+    "create table public.p1 partition of public.p for values from (0) to (100)",
+    # a partition that was a table before, with its columns in another order and a hole
+    "create table public.p2 (gone int, v text, id int not null)",
+    "alter table public.p2 drop gone",
+    "alter table public.p attach partition public.p2 for values from (100) to (200)",
+)
+
+
+def test_changes_of_partitions_are_their_root_s_also_of_those_made_later(world: World) -> None:
+    world.run(*PARTITIONED)
+    world.prepare()
+    capture = world.capture()
+    world.run(
+        "insert into public.p select g, 'v' || g from generate_series(0, 49) g",
+        "insert into public.p select g, 'v' || g from generate_series(100, 149) g",
+        "update public.p set id = id + 150 where id = 7",  # moves to the other partition
+        "create table public.p3 partition of public.p for values from (200) to (300)",
+        "insert into public.p values (201, 'new')",
+    )
+    world.catch_up(capture)
+    assert world.rows("public.p") == world.source_rows("public.p")
+    assert {item.table for item in world.captured()} == {"public.p"}
+    tables = world.versions("public.p")
+    assert {leaf.id.name for leaf in tables[-1].leaves} == {"p1", "p2", "p3"}
+    assert [c.name for c in tables[-1].columns] == ["id", "v"]
+    assert [p.id.name for p in tables[-1].definition.partitions] == ["p1", "p2", "p3"]
+    # another incarnation finds the versions that are there, and adds none
+    before = world.log.offsets(world.topics.tables).end
+    capture.close()
+    again = world.capture()
+    world.run("update public.p set v = v || '!'")
+    world.catch_up(again)
+    assert world.rows("public.p") == world.source_rows("public.p")
+    assert world.log.offsets(world.topics.tables).end == before
+
+
+def test_a_truncate_of_the_root_is_one_record_and_one_of_a_single_partition_is_refused(world: World) -> None:
+    world.run(*PARTITIONED, "create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    world.run(
+        "insert into public.p select g, '' from generate_series(90, 109) g",
+        "insert into public.t values (1)",
+        "truncate public.p, public.t restart identity cascade",
+        "insert into public.p values (1, 'after')",
+        "create table public.p9 partition of public.p for values from (900) to (1000)",
+        "truncate public.p",
+        "insert into public.p values (1, 'after that')",
+    )
+    world.catch_up(capture)
+    assert ops(world, "public.p").count("TRUNCATE") == 2
+    assert ops(world, "public.t") == ["INSERT", "TRUNCATE"]
+    assert world.rows("public.p") == world.source_rows("public.p")
+    world.run("truncate public.p2")
+    with pytest.raises(SchemaUnsupported, match=r"public\.p: its partition public\.p2 was truncated alone") as caught:
+        world.catch_up(capture)
+    assert caught.value.remedy
+    assert world.rows("public.p") == world.source_rows("public.p")
+
+
+def test_a_partition_that_the_log_knows_already_was_not_there_when_the_root_was_truncated(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run(*PARTITIONED)
+    world.prepare()
+    first = world.capture()
+    world.run(
+        "insert into public.p values (1, 'a'), (101, 'b')",
+        "truncate public.p",
+        "create table public.p3 partition of public.p for values from (200) to (300)",
+        "insert into public.p values (1, 'c'), (201, 'd')",
+    )
+
+    def die(*arguments: object) -> None:
+        raise SourceUnavailable("died before its frontier")
+
+    monkeypatch.setattr(first, "_seal", die)
+    with pytest.raises(SourceUnavailable, match="died"):
+        world.catch_up(first)
+    first.close()
+    assert "p3" in {leaf.id.name for leaf in world.versions("public.p")[-1].leaves}
+    world.catch_up(world.capture())
+    assert world.rows("public.p") == world.source_rows("public.p")
+
+
+def test_tables_that_were_not_chosen_are_passed_over(world: World) -> None:
+    world.run("create table public.mine (id int primary key)", "create table public.other (id int primary key)")
+    world.prepare(lambda id: id.name == "mine")
+    world.run("alter publication penstock_shop add table public.other")
+    capture = world.capture()
+    world.run("insert into public.other values (1)", "insert into public.mine values (1)", "truncate public.other")
+    world.catch_up(capture)
+    assert [item.table for item in world.captured()] == ["public.mine"]
+
+
+def test_a_changed_table_gets_a_version_of_its_own(world: World) -> None:
+    world.run(
+        "create type public.mood as enum ('good', 'bad')",
+        "create domain public.few as int check (value < 10)",
+        "create table public.t (id int primary key, v text, old int)",
+    )
+    world.prepare()
+    capture = world.capture()
+    world.run(
+        "insert into public.t values (1, 'a', 1)",
+        "alter table public.t add m public.mood default 'good', add f public.few, add d numeric(8,2)",
+        "insert into public.t values (2, 'b', 2, 'bad', 3, 1.5)",
+        "alter table public.t drop old, alter v type varchar(20)",
+        "insert into public.t values (3, 'c', 'good', null, 2.50)",
+        "alter table public.t rename v to w",
+        "insert into public.t values (4, 'd', 'good', 1, 3)",
+    )
+    world.catch_up(capture)
+    tables = world.versions("public.t")
+    assert [[c.name for c in t.columns] for t in tables] == [
+        ["id", "v", "old"],
+        ["id", "v", "old", "m", "f", "d"],
+        ["id", "v", "m", "f", "d"],
+        ["id", "w", "m", "f", "d"],
+    ]
+    assert [(c.source_type, c.kind.name) for c in tables[1].columns[3:]] == [
+        ("public.mood", "TEXT"),
+        ("public.few", "INT32"),
+        ("numeric(8,2)", "NUMERIC"),
+    ]
+    assert [t.columns[1].number for t in tables] == [2, 2, 2, 2]  # a rename is told by the number
+    assert all(t.key == (0,) and t.identity is Identity.KEY for t in tables)
+    assert [c.name for c in tables[-1].definition.columns] == ["id", "w", "m", "f", "d"]
+    assert [item.after for item in world.captured()] == [
+        {"id": "1", "v": "a", "old": "1"},
+        {"id": "2", "v": "b", "old": "2", "m": "bad", "f": "3", "d": "1.50"},
+        {"id": "3", "v": "c", "m": "good", "f": None, "d": "2.50"},
+        {"id": "4", "w": "d", "m": "good", "f": "1", "d": "3.00"},
+    ]
+
+
+def test_a_changed_replica_identity_is_a_version_too(world: World) -> None:
+    world.run("create table public.t (id int primary key, u int not null unique)", "insert into public.t values (1, 2)")
+    world.prepare()
+    capture = world.capture()
+    world.run(
+        "alter table public.t replica identity full",
+        "update public.t set u = 3",
+        "alter table public.t replica identity using index t_u_key",
+        "update public.t set u = 4",
+    )
+    world.catch_up(capture)
+    tables = world.versions("public.t")
+    assert [(t.identity, t.key) for t in tables[1:]][-1] == (Identity.KEY, (1,))
+    assert tables[1].identity is Identity.FULL
+    assert [item.change.before for item in world.captured()] == [("1", "2"), (None, "3")]
+
+
+def test_a_renamed_table_goes_on_under_its_first_name(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    world.run("alter table public.t rename to u", "insert into public.u values (1)")
+    world.catch_up(capture)
+    assert [item.table for item in world.captured()] == ["public.t"]
+
+
+def test_a_transaction_of_200_000_rows_is_one_frontier_in_bounded_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "SPILL_BYTES", 1 << 20)
+    world.run("create table public.t (id int primary key, v text)", "create table public.u (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    source = capture._source
+    assert isinstance(source, PostgresSource)
+    largest = 0
+
+    def look() -> None:
+        nonlocal largest
+        if hasattr(source, "_decoder"):
+            largest = max(largest, source._decoder.pending_bytes)
+
+    with world.db.transaction():
+        world.run(
+            "insert into public.u values (1)",
+            "insert into public.t select g, 'some text ' || g from generate_series(1, 200000) g",
+        )
+    world.catch_up(capture, each=look)
+    named = [f for f in world.frontiers() if f.ranges]
+    assert len(named) == 1
+    assert {(r.topic, r.end - r.start) for r in named[0].ranges} == {
+        ("shop.changes.public.t", 200_000),
+        ("shop.changes.public.u", 1),
+    }
+    assert largest < 2 * (1 << 20)
+    assert capture.records == 200_001
+
+
+def test_kills_and_lost_connections_lose_nothing_and_double_nothing(
+    world: World, other_session: psycopg.Connection
+) -> None:
+    world.run("create table public.t (id int primary key, v int)")
+    world.prepare()
+    stop = threading.Event()
+
+    def work() -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            with other_session.transaction():
+                other_session.execute("insert into public.t values (%s, 0), (%s, 0)", [2 * n, 2 * n + 1])
+                other_session.execute("update public.t set v = v + 1 where id = %s", [n])
+            if n % 50 == 0:  # now and then one that comes in pieces
+                other_session.execute(
+                    "insert into public.t select 1000000 + %s * 5000 + g, 0 from generate_series(1, 5000) g", [n]
+                )
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        for round in range(12):
+            capture = world.capture()
+            end = time.monotonic() + 0.2
+            with contextlib.suppress(SourceUnavailable):
+                while time.monotonic() < end:
+                    if not capture.step():
+                        capture.wait(0.01)
+                if round % 3 == 0:  # the server cuts the connection
+                    world.run(
+                        "select pg_terminate_backend(active_pid) from pg_replication_slots"
+                        f" where slot_name = '{world.setup.slot if world.setup else ''}'"
+                    )
+                    until(capture, lambda: False)
+            # Killed: whatever it had in hand is gone, nothing is confirmed on the way out.
+            capture._failed = True
+            capture.close()
+    finally:
+        stop.set()
+        worker.join()
+    last = world.capture()
+    world.catch_up(last)
+    assert world.rows("public.t") == world.source_rows("public.t")
+    positions = [(f.after, f.position) for f in world.frontiers()]
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(positions))
+
+
+def test_the_source_is_never_told_to_forget_what_no_frontier_holds(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    setup = world.prepare()
+    capture = world.capture(confirm_seconds=0.0)
+    n = 0
+
+    def look() -> None:
+        nonlocal n
+        n += 1
+        if n <= 50:
+            world.run(f"insert into public.t values ({n})")
+        assert world.confirmed() <= max([setup.position, *(f.position for f in world.frontiers())])
+
+    until(capture, lambda: n >= 60, look)
+    world.catch_up(capture)
+    until(capture, lambda: world.confirmed() >= capture.position)
+
+
+def test_an_idle_database_holds_no_history_back(world: World, other_session: psycopg.Connection) -> None:
+    world.run("create table public.t (id int primary key)", "create table public.unrelated (id int)")
+    world.prepare(lambda id: id.name == "t")
+    capture = world.capture(empty_seconds=0.2)
+    until(capture, lambda: capture.position > 0)
+    for _ in range(3):
+        world.run("insert into public.unrelated select generate_series(1, 1000)")
+        end = replication.wal_flush_lsn(world.db)
+        until(capture, lambda end=end: world.confirmed() >= end)  # type: ignore[misc]
+    assert world.captured() == []
+    assert all(f.ranges == () for f in world.frontiers())
+
+
+def test_a_heartbeat_makes_a_frontier_with_a_commit_time(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture(heartbeat=1.0)
+    until(capture, lambda: capture.commit_time > 0)
+    assert abs(capture.commit_time / 1e6 - time.time()) < 30
+    assert 0 <= capture.lag < 30
+    assert world.captured() == []
+
+
+def test_a_newer_capture_takes_the_slot_over(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    old = world.capture()
+    world.run("insert into public.t values (1)")
+    world.catch_up(old)
+    new = world.capture()
+    new.step()  # claims; the old one finds out with its next frontier, and lets the slot go
+    world.run("insert into public.t values (2)")
+    with pytest.raises(Superseded):
+        world.catch_up(old)
+    old.close()
+    world.catch_up(new)
+    assert world.rows("public.t") == world.source_rows("public.t")
+
+
+def test_a_slot_that_another_reader_keeps_is_a_passing_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "ACQUIRE_SECONDS", 0.2)
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    old = world.capture()
+    until(old, lambda: old.confirmed > 0)
+    new = world.capture()
+    with pytest.raises(SourceUnavailable, match="in use"):
+        until(new, lambda: False)
+
+
+def test_a_slot_that_was_dropped_says_so_at_the_start_and_while_streaming(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    setup = world.prepare()
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    replication.drop_slot(world.db, setup.slot)
+    with pytest.raises(PositionLost, match="dropped") as caught:
+        until(capture, lambda: False)
+    assert caught.value.remedy
+    with pytest.raises(PositionLost, match="no replication slot") as caught:
+        until(world.capture(), lambda: False)
+    assert caught.value.remedy
+
+
+def test_another_cluster_is_refused(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    setup = world.prepare()
+    world.setup = setup.__class__(**{**{n: getattr(setup, n) for n in setup.__slots__}, "system": "123"})
+    with pytest.raises(PositionLost, match="another cluster"):
+        until(world.capture(), lambda: False)
+
+
+def test_a_source_that_was_restored_to_an_earlier_state_is_refused(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    ahead = replication.wal_insert_lsn(world.db) + (1 << 40)
+    with world.log.writer("changes") as writer:
+        epoch = world.capture()
+        epoch.step()
+        writer.put(world.topics.frontier, encode_control(Frontier(epoch.epoch, 0, ahead, 0, 0, 0)))
+    with pytest.raises(PositionLost, match="restored to an earlier state"):
+        until(world.capture(), lambda: False)
+
+
+def test_a_log_that_lost_its_end_is_refused(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    world.run("insert into public.t values (1)")
+    world.catch_up(capture)
+    until(capture, lambda: world.confirmed() >= capture.position)
+    capture.close()
+    world.log.delete_topics([world.topics.frontier.topic])
+    world.log.create_topics(world.topics.fixed())
+    with pytest.raises(LogRewound, match="lost its end"):
+        until(world.capture(), lambda: False)
+
+
+def test_a_publication_that_lacks_a_table_stops_capture(world: World) -> None:
+    world.run("create table public.t (id int primary key)", "create table public.u (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    world.run("alter publication penstock_shop drop table public.u")
+    source = capture._source
+    assert isinstance(source, PostgresSource) and source._caretaker is not None
+    source._caretaker._next_check = 0.0
+    with pytest.raises(PrerequisiteMissing, match=r"public\.u"):
+        until(capture, lambda: False)
+    with pytest.raises(PrerequisiteMissing, match=r"public\.u"):
+        until(world.capture(), lambda: False)
+
+
+def test_a_dropped_table_partition_or_column_is_no_problem_of_the_publications(world: World) -> None:
+    world.run(*PARTITIONED, "create table public.t (id int primary key)", "create table public.u (id int, c int)")
+    world.prepare()
+    world.run("drop table public.t", "drop table public.p1", "alter table public.u drop c")
+    capture = world.capture()
+    world.run("insert into public.u values (1)")
+    world.catch_up(capture)
+    assert [item.after for item in world.captured()] == [{"id": "1"}]
+
+
+def test_a_table_that_was_made_again_is_refused(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    world.run(
+        "drop table public.t",
+        "create table public.t (id int primary key)",
+        "alter publication penstock_shop add table public.t",
+        "insert into public.t values (1)",
+    )
+    with pytest.raises(SchemaUnsupported, match="made again"):
+        world.catch_up(capture)
+
+
+def test_a_log_that_keeps_capture_waiting_does_not_cost_it_the_connection(
+    make_postgres: Callable[..., PostgresServer],
+) -> None:
+    server = make_postgres(16, conf={"wal_sender_timeout": "2s"})
+    with make_world(server.url()) as world:
+        world.run("create table public.t (id int primary key)")
+        world.prepare()
+        capture = world.capture()
+        world.run("insert into public.t values (1)")
+        until(capture, lambda: capture.confirmed > 0)
+        assert world.setup is not None
+        before = replication.slot_state(world.db, world.setup.slot)
+        time.sleep(5)  # as long as an append may wait for room in the log
+        world.run("insert into public.t values (2)")
+        world.catch_up(capture)
+        after = replication.slot_state(world.db, world.setup.slot)
+        assert before is not None and after is not None and before.active_pid == after.active_pid
+        assert len(world.captured()) == 2
+
+
+def test_a_server_that_crashes_and_comes_back_is_a_passing_error(
+    make_postgres: Callable[..., PostgresServer],
+) -> None:
+    server = make_postgres(16, durable=True)
+    with make_world(server.url()) as world:
+        world.run("create table public.t (id int primary key)")
+        world.prepare()
+        capture = world.capture()
+        world.run("insert into public.t values (1)")
+        world.catch_up(capture)
+        world.run("insert into public.t values (2)")
+        server.restart(hard=True)
+        with pytest.raises(SourceUnavailable):
+            until(capture, lambda: False)
+        world.db.close()
+        world.db = connect(server.url(), role="control", application="test")
+        world.run("insert into public.t values (3)")
+        again = world.capture()
+        world.catch_up(again)
+        assert world.rows("public.t") == world.source_rows("public.t")
+        assert [item.change.op for item in world.captured()] == [Op.INSERT] * 3
+
+
+def test_topics_stay_where_the_first_version_put_them(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    world.run("alter table public.t add v int", "insert into public.t values (1, 2)")
+    world.catch_up(capture)
+    (frontier,) = [f for f in world.frontiers() if f.ranges]
+    assert frontier.ranges[0].topic == Topics("shop").changes(TableId("public", "t")).topic
