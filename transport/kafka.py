@@ -69,7 +69,8 @@ _DENIED = frozenset(
 )
 _ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
-_MOVING = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
+# `_NOENT`: the client found no leader, be it that there is no topic.
+_MOVING = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._NOENT})
 _NO_SUCH_PROTOCOL = frozenset(
     {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION, KafkaError.INVALID_REQUEST}
 )
@@ -297,6 +298,8 @@ class KafkaLog:
                 except KafkaException as error:
                     if _code(error) not in _MOVING | passing or time.monotonic() >= deadline:
                         raise
+                    if not passing and where.topic not in self._admin.list_topics(timeout=self._deadline_s).topics:
+                        raise LogRewound(f"Kafka has no topic {where.topic}") from None
                     time.sleep(0.01)
         return found
 
@@ -646,7 +649,7 @@ class _Feed:
     def place(self, partition: Partition, offset: int) -> _Window:
         """Return a window that holds `offset` or comes to it next, having the consumer fetch from there if need be."""
         window = self._windows.get(partition)
-        if window is None or not window.low <= offset <= window.at + _AHEAD:
+        if window is None or window.error is not None or not window.low <= offset <= window.at:
             self.release(partition)
             self.follow({partition: offset})
             window = self._windows[partition]
@@ -820,6 +823,7 @@ class _KafkaReader:
         """Nothing has come; ask whether there is anything, as an empty answer must be true."""
         there = feed.bounds(partition)
         if not there.start <= start <= there.end:
+            feed.release(partition)
             raise LogRewound(f"offset {start} is not within {there.start}..{there.end} of {_name(partition)}")
         deadline = time.monotonic() + self._log.deadline_s
         # The end may have no record of its own: control records take offsets, and so do those that were compacted.
@@ -848,6 +852,7 @@ class _KafkaReader:
             if now >= look:  # records that are not there do not come, and nobody says so
                 there = feed.bounds(partition)
                 if at < there.start or wanted.end > there.end:
+                    feed.release(partition)
                     raise LogRewound(f"{wanted} is not within {there.start}..{there.end} of {_name(partition)}")
                 look = time.monotonic() + 1
 
