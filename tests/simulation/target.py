@@ -1,0 +1,335 @@
+"""A simulated target: a database with transactions, in which rows and progress change together or not at all.
+
+What a transaction touches, it locks until it ends; who would have to wait for it, because it stalled in the midst of it,
+is told that the target can't be reached now. The database may be restored to an earlier state, progress with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from apply.target import Batch, Change, Progress, TableMove, TableProgress, TableRefused
+from codec.net import Net
+from codec.rows import decode_batch
+from schemas.errors import ConstraintViolated, LogRewound, TargetUnavailable, WriteConflict
+from schemas.frontier import HEAL
+from schemas.record import Op
+from schemas.states import TableState
+from schemas.table import Objects, TableId
+from tests.simulation.faults import Faults, Process, Session, T
+from transport.views import Registered
+
+Row = tuple[str | None, ...]
+Place = int | TableId  # a group or a table: what is locked, and changes at once
+
+
+@dataclass
+class Rows:
+    """The rows of one table: by key, or counted where there is none."""
+
+    keyed: dict[Row, Row] = field(default_factory=dict)
+    counted: Counter[Row] = field(default_factory=Counter)
+
+    def copy(self) -> Rows:
+        return Rows(dict(self.keyed), Counter(self.counted))
+
+
+@dataclass
+class Held:
+    """What is stored of one table."""
+
+    progress: TableProgress
+    rows: Rows | None = None
+    chunks: frozenset[tuple[int, int]] = frozenset()  # generation and number
+
+    def copy(self) -> Held:
+        return Held(self.progress, self.rows.copy() if self.rows is not None else None, self.chunks)
+
+
+@dataclass
+class Stored:
+    """All that a target database holds."""
+
+    log: str = ""
+    groups: dict[int, Progress] = field(default_factory=dict)
+    tables: dict[TableId, Held] = field(default_factory=dict)
+
+    def copy(self) -> Stored:
+        # What is in it is never changed, only replaced.
+        return Stored(self.log, dict(self.groups), dict(self.tables))
+
+
+class TargetDatabase:
+    """The server. `committed` is called after every commit."""
+
+    def __init__(self, name: str, committed: Callable[[TargetDatabase], None]) -> None:
+        self.name, self.committed = name, committed
+        self.stored = Stored()
+        self.locks: dict[Place, SimulatedTarget] = {}
+        self.sessions: list[Session] = []
+        self.backups: list[Stored] = []
+
+    def restore(self, backup: Stored) -> None:
+        """Go back to an earlier state; every connection is lost."""
+        self.stored = backup.copy()
+        self.cut()
+
+    def cut(self) -> None:
+        """Lose every connection."""
+        for session in list(self.sessions):
+            session.end()
+
+
+class Transaction:
+    """Groups and tables as one transaction has them."""
+
+    def __init__(self, target: SimulatedTarget) -> None:
+        self._target, self._database = target, target.database
+        self.groups: dict[int, Progress] = {}
+        self.tables: dict[TableId, Held] = {}
+
+    def group(self, group: int) -> Progress:
+        self._lock(group)
+        return self.groups.setdefault(group, self._database.stored.groups[group])
+
+    def table(self, table: TableId) -> Held:
+        self._lock(table)
+        if table not in self.tables:
+            self.tables[table] = self._database.stored.tables[table].copy()
+        return self.tables[table]
+
+    def _lock(self, place: Place) -> None:
+        holder = self._database.locks.setdefault(place, self._target)
+        if holder is not self._target:
+            raise TargetUnavailable(f"{holder.process.name} holds a lock on {place}")
+
+
+class SimulatedTarget:
+    """One worker's connection to a target."""
+
+    def __init__(self, database: TargetDatabase, process: Process, faults: Faults) -> None:
+        self.database, self.process, self._faults = database, process, faults
+        self._session: Session | None = None
+
+    # ------------------------------------------------------------------------------------------------ calls
+
+    def _call(self, what: str, effect: Callable[[], T]) -> T:
+        def checked() -> T:
+            if self._session is None or not self._session.alive:
+                raise TargetUnavailable(f"the connection was lost: {what}")
+            return effect()
+
+        try:
+            return self._faults.call(self.process, f"{self.database.name}: {what}", checked, TargetUnavailable)
+        except TargetUnavailable:
+            self.close()  # whatever went wrong, this connection is not used again
+            raise
+
+    @contextmanager
+    def _transaction(self, what: str) -> Iterator[Transaction]:
+        """Begin, and at the end commit; after any exception nothing of it remains."""
+        if self._session is None or not self._session.alive:
+            raise TargetUnavailable("the connection was lost")
+        transaction, session = Transaction(self), self._session
+        try:
+            yield transaction
+            self._call(what, lambda: self._commit(transaction))
+        finally:
+            # The session may have ended in the meantime, and with it the transaction: locks are not kept for it.
+            if session is self._session or self._session is None:
+                self._unlock()
+
+    def _commit(self, transaction: Transaction) -> None:
+        self.database.stored.groups.update(transaction.groups)
+        self.database.stored.tables.update(transaction.tables)
+        self._unlock()
+        self.database.committed(self.database)
+
+    def _unlock(self) -> None:
+        self.database.locks = {place: who for place, who in self.database.locks.items() if who is not self}
+
+    def _end(self, session: Session) -> None:
+        self.database.sessions.remove(session)
+        self._unlock()
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def open(self, log: str) -> None:
+        session = Session(self.process, lambda: self._end(session))
+        self.database.sessions.append(session)
+        self._session = session
+
+        def begin() -> None:
+            stored = self.database.stored
+            if stored.log not in {"", log}:
+                raise LogRewound("the progress was made in another log")
+            stored.log = log
+
+        self._call("open", begin)
+
+    def register(self, groups: Mapping[int, Progress], tables: Sequence[TableProgress], objects: Objects) -> None:
+        def add() -> None:
+            stored = self.database.stored
+            stored.groups = {**groups, **stored.groups}
+            stored.tables = {**{table.table: Held(table) for table in tables}, **stored.tables}
+
+        self._call("register", add)
+
+    def groups(self) -> dict[int, Progress]:
+        return self._call("read groups", lambda: dict(self.database.stored.groups))
+
+    def tables(self) -> dict[TableId, TableProgress]:
+        return self._call(
+            "read tables", lambda: {table: held.progress for table, held in self.database.stored.tables.items()}
+        )
+
+    def chunks(self, table: TableProgress) -> set[int]:
+        return self._call(
+            f"read chunks of {table.table}",
+            lambda: {
+                number
+                for generation, number in self.database.stored.tables[table.table].chunks
+                if generation == table.generation
+            },
+        )
+
+    # ------------------------------------------------------------------------------------------------ moving
+
+    def prepare(self, version: Registered, move: TableMove) -> None:
+        with self._transaction(f"prepare {version.table.id}") as transaction:
+            held = self._moved(transaction, move)
+            if held.rows is not None:
+                raise TableRefused(version.table.id, ConstraintViolated("it is there already"))
+            held.rows = Rows()
+            held.progress = replace(held.progress, made=True)
+
+    def restart(self, version: Registered, move: TableMove) -> None:
+        with self._transaction(f"restart {version.table.id}") as transaction:
+            held = self._moved(transaction, move)
+            held.rows, held.chunks = Rows(), frozenset()
+
+    def load(
+        self, version: Registered, table: TableProgress, chunk: int, expected: int, batches: Iterable[bytes]
+    ) -> int:
+        loaded = -1
+        with self._transaction(f"load {table.table}/{chunk}") as transaction:
+            held = transaction.table(table.table)
+            now = held.progress
+            if (now.state, now.generation) != (TableState.LOADING, table.generation):
+                raise WriteConflict(f"{table.table} is not loading generation {table.generation}")
+            number = table.generation, chunk
+            if number not in held.chunks:
+                assert held.rows is not None
+                loaded = sum(_load(version, held.rows, batch, chunk) for batch in batches)
+                held.chunks |= {number}
+        return loaded
+
+    def finish(self, version: Registered, table: TableProgress) -> bool:
+        return self._call(f"finish {table.table}", lambda: True)
+
+    def tie(self, version: Registered, table: TableProgress) -> bool:
+        return self._call(f"tie {table.table}", lambda: True)
+
+    def net(self, version: Registered, expected: int) -> Net:
+        return Net(version.layout, binary=False)
+
+    def write(self, batch: Batch) -> None:
+        moves = [f"{move.group}→{move.progress.offset}" for move in batch.groups]
+        moves += [f"{move.progress.table}→{move.progress.state}" for move in batch.tables]
+        with self._transaction(f"write {', '.join(moves)}") as transaction:
+            for group in batch.groups:
+                self._compare(transaction.group(group.group) == group.after, f"group {group.group}")
+                transaction.groups[group.group] = group.progress
+            for table in batch.tables:
+                self._moved(transaction, table)
+            for piece in batch.pieces:
+                for change in piece:
+                    rows = transaction.table(change.version.table.id).rows
+                    assert rows is not None
+                    _write(change, rows)
+
+    def _moved(self, transaction: Transaction, move: TableMove) -> Held:
+        held = transaction.table(move.progress.table)
+        self._compare(_place(held.progress) == _place(move.after), str(move.progress.table))
+        held.progress = replace(move.progress, made=held.progress.made)
+        return held
+
+    @staticmethod
+    def _compare(equal: bool, what: str) -> None:
+        """The comparison before the set; a deliberate mistake leaves it out."""
+        if not equal:
+            raise WriteConflict(f"{what} is not where it was")
+
+    def resume(self, table: TableId) -> bool:
+        return False
+
+    def close(self) -> None:
+        if self._session is not None:
+            self._session.end()
+
+
+def _place(progress: TableProgress) -> tuple[object, ...]:
+    return progress.state, progress.generation, progress.progress, progress.snapshot, progress.schema_id, progress.tied
+
+
+def _load(version: Registered, rows: Rows, batch: bytes, chunk: int) -> int:
+    """Carry out one batch of a chunk; an ordinary one only adds, and finds none of its rows there."""
+    key = version.table.key
+    changes = decode_batch(version.layout, batch)
+    for change in changes:
+        row = change.before if change.after is None else change.after
+        assert row is not None
+        place = tuple(row[i] for i in key)
+        if not key:
+            rows.counted[row] += 1
+        elif change.op == Op.DELETE:
+            rows.keyed.pop(place, None)
+        else:
+            rows.keyed[place] = row
+    return len(changes)
+
+
+def _write(change: Change, rows: Rows) -> None:
+    """Carry out net changes, as exactly as the source's own: what must be there and is not refuses the table."""
+    table, net, exact = change.version.table, change.net, change.exact
+    if net.truncated:
+        rows.keyed.clear()
+        rows.counted.clear()
+    if net.ordered:
+        for op, before, after in net.changes():
+            if op in {Op.UPDATE, Op.DELETE}:
+                assert before is not None
+                if not rows.counted[before]:
+                    raise TableRefused(table.id, ConstraintViolated(f"there is no row {before}"))
+                rows.counted -= Counter([before])
+            if op in {Op.INSERT, Op.READ, Op.UPDATE}:
+                assert after is not None
+                rows.counted[after] += 1
+        return
+    width = len(table.columns)
+    written: dict[Row, Row] = {}
+    for blank, _, data in net.partials():
+        for row in _texts(data):
+            origin = row[width:]
+            was = rows.keyed.get(origin)
+            if was is None:
+                raise TableRefused(table.id, ConstraintViolated(f"there is no row {origin} to take values from"))
+            whole = tuple(was[i] if i in blank else row[i] for i in range(width))
+            written[tuple(whole[i] for i in table.key)] = whole
+    for row in _texts(net.rows()[1]):
+        place = tuple(row[i] for i in table.key)
+        if exact and net.insert_only and place in rows.keyed:
+            raise TableRefused(table.id, ConstraintViolated(f"row {place} is there already"))
+        written[place] = row
+    for place in _texts(net.deletes()[1]):
+        rows.keyed.pop(place, None)
+    rows.keyed.update(written)
+
+
+def _texts(data: bytes) -> Iterator[Row]:
+    """Return the rows of a block in COPY's text form; the values here have nothing that is escaped."""
+    for line in data.decode().splitlines():
+        yield tuple(None if text == "\\N" else text for text in line.split("\t"))

@@ -1,0 +1,512 @@
+"""One history: the real loops, a simulated world, a seeded scheduler, and the invariants.
+
+In each turn one process makes one step of its loop. A step that stalls at a call outwards lets others take their turns
+inside that call: so steps interleave at every call, though all of it is one thread. Everything follows from the seed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from apply.loop import Apply, Limits
+from capture.loop import Capture, CaptureService
+from capture.tables import TableVersions
+from schemas.errors import IntegrityError, LogRewound, TransientError
+from schemas.frontier import Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken
+from schemas.pipeline import Pipeline
+from schemas.record import decode_control
+from schemas.states import TableState
+from schemas.table import Identity, Table, TableId
+from snapshot import rules
+from snapshot.holder import Holder
+from snapshot.loop import SnapshotWorker
+from tests.simulation.database import KEYS, Database, Shape
+from tests.simulation.faults import Faults, Killed, Process
+from tests.simulation.log import Members, SimulatedLog
+from tests.simulation.source import (
+    SimulatedReader,
+    SimulatedSnapshotSource,
+    SimulatedSource,
+    row_of,
+    table_id,
+    table_of,
+)
+from tests.simulation.target import Row, Rows, SimulatedTarget, Stored, TargetDatabase
+from transport.log import Log
+from transport.memory import MemoryLog
+from transport.topics import Topics
+from transport.views import Chunks, TableChunks
+
+PIPELINE = Pipeline.model_validate(
+    {
+        "pipeline": "p",
+        "source": {"url": "postgresql://source/simulated"},
+        "targets": [{"name": "t1", "url": "postgresql://target/simulated"}],
+    }
+)
+TURNS_TO_END = 4_000
+"""After the last fault and the last change; who needs more hangs."""
+
+DEEPEST = 3
+"""How many steps may be stalled inside each other."""
+
+
+class Violated(AssertionError):
+    """An invariant does not hold."""
+
+
+@dataclass(frozen=True)
+class History:
+    """What is needed to have one again: with `only`, of all that went wrong just these, by their numbers."""
+
+    seed: int
+    turns: int | None = None
+    only: frozenset[int] | None = None
+
+
+class World:
+    """The world of one history."""
+
+    def __init__(self, history: History, trace: Callable[[str], None] | None = None) -> None:
+        self.history, self.trace = history, trace
+        seed = history.seed
+        choose = random.Random(seed * 3)
+        self.rng = random.Random(seed * 3 + 2)
+        self.turns = choose.randint(60, 400)
+        if history.turns is not None:
+            self.turns = history.turns
+        self.trouble = choose.choice([0.0, 0.02, 0.05])
+        self.faults = Faults(seed, choose.choice([0.0, 0.005, 0.01, 0.03]), history.only, self.stall)
+        self.faults.trace = trace
+        self.clock = 1_000.0
+        self.turn = 0
+        self.depth = 0
+        self.ending = False
+
+        shapes = [Shape("a"), Shape("b", identity=choose.choice([Identity.KEY, Identity.KEY, Identity.FULL]))]
+        if choose.random() < 0.25:
+            shapes[1] = Shape("b", keyed=False, identity=choose.choice([Identity.FULL, Identity.NOTHING]))
+        self.database = Database(random.Random(seed * 3 + 7), tuple(shapes), judge=self.confirming)
+        tie = choose.random() < 0.5
+        self.catalogue = [table_of(shape, "a" if tie and shape.name == "b" else None) for shape in shapes]
+        self.chunks = choose.randint(1, 3)
+        self.rewrites = choose.random() < 0.3
+
+        self.log = MemoryLog("p", eager=choose.random() < 0.5)
+        self.topics = Topics("p")
+        self.members = Members()
+        self.targets = [
+            TargetDatabase(name, self.committed) for name in (["t1", "t2"] if choose.random() < 0.3 else ["t1"])
+        ]
+        kinds: dict[str, Callable[[Process], Any]] = {"capture": self.make_capture, "holder": self.make_holder}
+        for number in range(choose.randint(1, 2)):
+            kinds[f"snapshot-{number}"] = lambda process, number=number: self.make_worker(process, number)
+        for target in self.targets:
+            for number in range(choose.randint(1, 2)):
+                kinds[f"{target.name}-{number}"] = lambda process, target=target: self.make_apply(process, target)
+        self.kinds = kinds
+        self.processes: dict[str, list[Process]] = {kind: [] for kind in kinds}
+        self.finished: set[str] = set()
+        self.started: Counter[str] = Counter()
+
+        self._frontiers = self._epoch = -1
+        self._valid = 0  # the position that the last valid frontier reaches
+        self._chunk_records = 0
+        self._load: dict[TableId, TableChunks] = {}
+        self._setup: Setup | None = None
+
+    # ------------------------------------------------------------------------------------------------ services
+
+    def make_log(self, process: Process) -> SimulatedLog:
+        return SimulatedLog(self.log, process, self.faults, self.members)
+
+    def now(self) -> float:
+        return self.clock
+
+    def make_capture(self, process: Process) -> CaptureService | None:
+        try:
+            self.log.identity()
+        except LogRewound:
+            return None
+        return SimulatedCapture(self, process)
+
+    def make_holder(self, process: Process) -> Holder:
+        source = SimulatedSnapshotSource(self.database, process, self.faults, lambda: self.catalogue)
+        return Holder(PIPELINE, self.make_log(process), source, clock=self.now, now=self.now, sleep=self.sleep)
+
+    def make_worker(self, process: Process, number: int) -> SnapshotWorker:
+        return SnapshotWorker(
+            self.make_log(process),
+            self.topics,
+            lambda: SimulatedReader(self.database, process, self.faults, self.chunks),
+            number,
+            clock=self.now,
+            now=self.now,
+            sleep=self.sleep,
+        )
+
+    def make_apply(self, process: Process, target: TargetDatabase) -> Apply:
+        return Apply(
+            "p",
+            self.make_log(process),
+            SimulatedTarget(target, process, self.faults),
+            name=target.name,
+            clock=self.now,
+            limits=LIMITS,
+        )
+
+    def sleep(self, seconds: float) -> None:
+        """Nobody sleeps: time goes on by itself."""
+
+    # ------------------------------------------------------------------------------------------------ scheduling
+
+    def run(self) -> None:
+        """Go through the whole history. Raises `Violated`, or whatever a loop raised that it must not."""
+        for _ in range(self.rng.randint(0, 60)):
+            self.database.work()
+        while self.turn < self.turns:
+            self.take_turn()
+        self.end()
+
+    def end(self) -> None:
+        """Let everything come to rest, then compare."""
+        self.ending = self.faults.quiet = True
+        for processes in self.processes.values():
+            for process in processes[:-1]:
+                self.kill(process)
+        self.database.settle()
+        for turn in range(TURNS_TO_END):
+            self.take_turn()
+            if turn % 20 == 0 and self.at_rest():
+                break
+        self.compare()
+
+    def take_turn(self) -> None:
+        """Let time go on, the application work, something happen, and one process make a step."""
+        r = self.rng
+        self.turn += 1
+        self.clock += r.random() * 0.2
+        if not self.ending:
+            if r.random() < 0.5:
+                self.database.work()
+            self.happen(r.random())
+        kinds = [kind for kind in self.kinds if kind not in self.finished]
+        if not kinds:
+            return
+        kind = kinds[int(r.random() * len(kinds))]
+        processes = self.processes[kind]
+        if not any(not p.busy for p in processes):
+            if processes and not self.ending and r.random() < 0.9:
+                return  # it stalls, and nobody has noticed yet
+            self.begin(kind)
+        free = [p for p in processes if not p.busy]
+        self.step(free[int(r.random() * len(free))])
+
+    def begin(self, kind: str) -> Process:
+        process = Process(kind, self.started[kind])
+        self.started[kind] += 1
+        self.processes[kind].append(process)
+        return process
+
+    def step(self, process: Process) -> None:
+        """Let a process make one step, and do with its errors what `control.service` does."""
+        process.busy = True
+        try:
+            if process.loop is None:
+                process.loop = self.kinds[process.kind](process)
+            loop = process.loop
+            if loop is None:
+                return
+            if not loop.step() and process.kind == "capture":
+                loop.wait(0.2)
+            if getattr(loop, "done", False):
+                self.finished.add(process.kind)
+                self.bury(process)
+        except Killed:
+            self.bury(process)
+        except TransientError as error:
+            self.close(process, error)
+        except IntegrityError as error:
+            # Two of a kind may get in each other's way, and the one that notices ends. Of an apply worker none of that
+            # is expected: the comparison in the target keeps them apart.
+            if process.kind not in {"capture", "snapshot-0", "snapshot-1"}:
+                raise Violated(f"{process.name}: {type(error).__name__}: {error}") from error
+            self.close(process, error)
+            self.bury(process)
+        finally:
+            process.busy = False
+
+    def close(self, process: Process, error: Exception) -> None:
+        """Close a loop that has failed; the next turn makes another."""
+        if self.trace is not None:
+            self.trace(f"  {process.name} ends: {type(error).__name__}: {error}")
+        loop, process.loop = process.loop, None
+        try:
+            if loop is not None:
+                loop.close()
+        except Killed:
+            self.bury(process)
+        process.cut()
+
+    def kill(self, process: Process) -> None:
+        """Kill a process; if it is stalled, it will find out when it goes on."""
+        process.die()
+        self.members.forget(process)
+        if not process.busy:
+            self.bury(process)
+
+    def bury(self, process: Process) -> None:
+        process.die()
+        process.loop = None
+        self.members.forget(process)
+        if process in self.processes[process.kind]:
+            self.processes[process.kind].remove(process)
+
+    def stall(self, process: Process, x: float) -> None:
+        """Let others take turns while `process` is in the midst of a call."""
+        if self.depth >= DEEPEST:
+            return
+        self.depth += 1
+        turns, doubled = int(x * 20) + 1, x * 20 % 1 < 0.3
+        try:
+            if doubled and len(self.processes[process.kind]) < 3:
+                self.begin(process.kind)
+            for _ in range(turns * (2 if doubled else 1)):
+                if self.ending:
+                    break
+                self.take_turn()
+        finally:
+            self.depth -= 1
+
+    def happen(self, x: float) -> None:
+        """Let something happen to the world, or to one of its processes, if `x` says so."""
+        if x >= self.trouble or (self.history.only is not None and -self.turn not in self.history.only):
+            return
+        x /= self.trouble
+        what = TROUBLES[int(x * len(TROUBLES))]
+        y = x * len(TROUBLES) % 1
+        told = what(self, y)
+        if told:
+            self.faults.happened.append((-self.turn, told))
+            if self.trace is not None:
+                self.trace(f"** {told}")
+
+    # ------------------------------------------------------------------------------------------------ what happens
+
+    def _some(self, y: float) -> Process | None:
+        everyone = [process for processes in self.processes.values() for process in processes]
+        return everyone[int(y * len(everyone))] if everyone else None
+
+    def some_is_killed(self, y: float) -> str:
+        process = self._some(y)
+        if process is None:
+            return ""
+        self.kill(process)
+        return f"{process.name} is killed"
+
+    def holder_is_killed(self, y: float) -> str:
+        for process in list(self.processes["holder"]):
+            self.kill(process)
+        return "the holder is killed"
+
+    def some_is_doubled(self, y: float) -> str:
+        kinds = [kind for kind, processes in self.processes.items() if 0 < len(processes) < 3]
+        if not kinds:
+            return ""
+        return f"{self.begin(kinds[int(y * len(kinds))]).name} starts beside another"
+
+    def the_older_is_killed(self, y: float) -> str:
+        for processes in self.processes.values():
+            if len(processes) > 1:
+                self.kill(processes[0])
+                return f"{processes[0].name if processes else 'it'} lives on alone"
+        return ""
+
+    def some_is_cut_off(self, y: float) -> str:
+        process = self._some(y)
+        if process is None:
+            return ""
+        process.cut()
+        return f"{process.name} loses its connections"
+
+    def source_crashes(self, y: float) -> str:
+        self.database.crash()
+        return "the source crashes"
+
+    def table_is_rewritten(self, y: float) -> str:
+        if not self.rewrites:
+            return ""
+        table = self.database.tables[int(y * 2) % len(self.database.tables)]
+        if y * 4 % 1 < 0.5:
+            self.database.rewrite(table)
+            return f"{table} is rewritten"
+        self.database.truncate(table)
+        return f"{table} is truncated"
+
+    def target_is_saved(self, y: float) -> str:
+        target = self.targets[int(y * len(self.targets))]
+        target.backups.append(target.stored.copy())
+        return f"{target.name} is saved"
+
+    def target_is_restored(self, y: float) -> str:
+        target = self.targets[int(y * len(self.targets))]
+        target.restore(target.backups[int(y * 7 % 1 * len(target.backups))] if target.backups else Stored())
+        return f"{target.name} is restored"
+
+    def target_restarts(self, y: float) -> str:
+        target = self.targets[int(y * len(self.targets))]
+        target.cut()
+        return f"{target.name} restarts"
+
+    # ------------------------------------------------------------------------------------------------ the judge
+
+    def look(self) -> None:
+        """Read what is new in the log, by rules of the judge's own."""
+        try:
+            self.log.identity()
+        except LogRewound:
+            return
+        with self.log.reader() as reader:
+            for record in reader.records(self.topics.frontier, self._frontiers + 1):
+                self._frontiers = record.offset
+                entry = decode_control(record.value or b"")
+                if isinstance(entry, Claim):
+                    self._epoch = record.offset
+                elif isinstance(entry, Frontier) and entry.epoch == self._epoch:
+                    self._valid = entry.position
+            for record in reader.records(self.topics.chunks, self._chunk_records):
+                self._chunk_records = record.offset + 1
+                self._judge_chunk(decode_control(record.value or b""), record.offset)
+
+    def _judge_chunk(self, entry: Any, offset: int) -> None:
+        """Ask the fourth invariant: nothing that is finished is begun again."""
+        if isinstance(entry, SnapshotTaken):
+            return
+        assert isinstance(entry, Plan | Manifest)
+        table = self._load.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
+        if isinstance(entry, Manifest):
+            if table.plan is not None and entry.generation == table.plan.generation:
+                table.manifests.setdefault(entry.chunk, entry)
+            return
+        before = table.plan
+        if before is not None and entry.generation <= before.generation:
+            return
+        if before is not None:
+            name = f"{entry.table_name}, generation {entry.generation}, {entry.cause}"
+            if table.complete():
+                raise Violated(f"I4: a table that was complete begins again: {name}")
+            keyed = self.database.shape[entry.table_name].keyed
+            if entry.cause.startswith(rules.REWRITTEN):
+                if len(self.database.filenodes[entry.table_name]) == 1:
+                    raise Violated(f"I4: a table that was never rewritten begins again: {name}")
+            elif entry.cause != rules.ALONE or keyed:
+                raise Violated(f"I4: a table begins again without need: {name}")
+        table.plan, table.plan_offset, table.manifests = entry, offset, {}
+
+    def confirming(self, position: int) -> None:
+        """Ask the third invariant: nothing is confirmed that no valid frontier holds."""
+        self.look()
+        beginning = self.database.confirmed if self._frontiers < 0 or not self._valid else self._valid
+        if beginning is None or position > beginning:
+            raise Violated(f"I3: {position} is confirmed, but {self._valid} is valid")
+
+    def committed(self, target: TargetDatabase) -> None:
+        """Ask the second invariant: every table that is live is as the source was at its group's position."""
+        for table, held in target.stored.tables.items():
+            progress = held.progress
+            if progress.state is TableState.FAILED:
+                raise Violated(f"{target.name}: {table} failed: {progress.error}")
+            if progress.state is TableState.LIVE:
+                position = target.stored.groups[progress.group].position
+                if position >= len(self.database.states):
+                    raise Violated(f"I2: {target.name}: {table} is at {position}, which the source never reached")
+                self._equal("I2", target, table, held.rows, position)
+
+    def _equal(self, invariant: str, target: TargetDatabase, table: TableId, rows: Rows | None, position: int) -> None:
+        shape = self.database.shape[table.name]
+        wanted = [row_of(shape.keyed, key, value) for key, value in self.database.states[position][table.name].items()]
+        found: list[Row] = []
+        if rows is not None:
+            found = list(rows.keyed.values()) if shape.keyed else list(rows.counted.elements())
+        if Counter(found) != Counter(wanted):
+            raise Violated(
+                f"{invariant}: {target.name}: {table} at {position} is {sorted(map(repr, found))}, not"
+                f" {sorted(map(repr, wanted))}"
+            )
+
+    def at_rest(self) -> bool:
+        """Whether every table of every target is live, and past the last change."""
+        last = max((n for n, (_, changes) in enumerate(self.database.log, 1) if changes), default=0)
+        for target in self.targets:
+            if not target.stored.tables:
+                return False
+            for held in target.stored.tables.values():
+                progress = held.progress
+                if progress.state is not TableState.LIVE or not progress.tied:
+                    return False
+                if target.stored.groups[progress.group].position < last:
+                    return False
+        return True
+
+    def compare(self) -> None:
+        """Ask the first invariant: in the end the targets equal the source."""
+        self.look()
+        if not self.at_rest():
+            where = {
+                target.name: [
+                    (str(table), str(held.progress.state), target.stored.groups[held.progress.group].position)
+                    for table, held in target.stored.tables.items()
+                ]
+                for target in self.targets
+            }
+            raise Violated(f"it never ends: {where}, the source is at {len(self.database.log)}")
+        for target in self.targets:
+            for table, held in target.stored.tables.items():
+                self._equal("I1", target, table, held.rows, len(self.database.log))
+
+
+LIMITS = Limits(batch_records=6, batch_frontiers=3, piece_bytes=400)
+
+TROUBLES = (
+    World.some_is_killed,
+    World.some_is_killed,
+    World.some_is_killed,
+    World.holder_is_killed,
+    World.some_is_doubled,
+    World.some_is_doubled,
+    World.the_older_is_killed,
+    World.some_is_cut_off,
+    World.source_crashes,
+    World.table_is_rewritten,
+    World.target_is_saved,
+    World.target_is_restored,
+    World.target_restarts,
+)
+
+
+class SimulatedCapture(CaptureService):
+    """The capture service, over the simulated source and clock."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world, self._process = world, process
+        super().__init__(PIPELINE, world.make_log(process))
+
+    def _begin(self, setup: Setup) -> Capture:
+        world = self._world
+        writer = self._stack.enter_context(self._log.writer("changes"))
+        tables = TableVersions(self._reader, self._topics, self._put, world.now)
+        source = SimulatedSource(world.database, self._process, world.faults, tables)
+        return Capture(
+            writer,
+            self._reader,
+            self._topics,
+            source,
+            setup,
+            clock=world.now,
+            now=world.now,
+            holder=self._process.name,
+        )
