@@ -11,6 +11,9 @@ from libc.string cimport memcpy
 from codec.buffer cimport *
 from codec.layout cimport malformed
 
+Record = tuple[bytes | None, bytes | None]
+
+
 def pack(records):
     cdef list parts = []
     cdef size_t total = 0

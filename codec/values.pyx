@@ -13,6 +13,7 @@ from libc.stdint cimport (
     INT32_MIN,
     INT64_MAX,
     INT64_MIN,
+    UINT16_MAX,
     int16_t,
     int32_t,
     int64_t,
@@ -722,11 +723,11 @@ cdef int put_numeric(const uint8_t* data, size_t size, Buffer* out) except -1:
     cdef const uint8_t* digits
     if size < 8:
         return malformed(b"a numeric that is cut off")
-    count = <int16_t>load16(data)
+    count = load16(data)
     weight = <int16_t>load16(data + 2)
     sign = load16(data + 4)
     scale = load16(data + 6)
-    if count < 0 or size != <size_t>(8 + 2 * count):
+    if size != <size_t>(8 + 2 * count):
         return malformed(b"a numeric of another length than it says")
     if sign == 0xC000:
         return put_text(<const uint8_t*>b"NaN", 3, out)
@@ -1114,8 +1115,9 @@ cdef void write_clock(Buffer* out, int64_t micros) noexcept:
             digit /= 10
 
 
-cdef int write_digits(Buffer* out, const char* text) except -1:
-    """Write a number of C's form `[-]d.ddde[-]xx` or `[-]ddd.ddd` as PostgreSQL does: plain from 1e-4 to below 1e15."""
+cdef int write_digits(Buffer* out, const char* text, int limit) except -1:
+    """Write a number of C's form `[-]d.ddde[-]xx` or `[-]ddd.ddd` as PostgreSQL does: plain from 1e-4 to below
+    10 to the power of `limit`."""
     cdef uint8_t digits[40]
     cdef int count = 0, point = -1, exponent = 0, i, sign = 1
     cdef const char* at = text
@@ -1154,7 +1156,7 @@ cdef int write_digits(Buffer* out, const char* text) except -1:
         put_byte(out, 48)
         return 0
     exponent = point - 1
-    if -4 <= exponent < 15:
+    if -4 <= exponent < limit:
         if point <= 0:
             put(out, b"0.", 2)
             for i in range(-point):
@@ -1190,13 +1192,14 @@ cdef int write_double(Buffer* out, double value, bint single) except -1:
         return 0
     if not single:
         text = PyOS_double_to_string(value, 114, 0, 0, NULL)
-        write_digits(out, text)
+        write_digits(out, text, 15)
         PyMem_Free(text)
         return 0
-    for precision in range(5, 9):
+    # Up to six digits the closest text is always read back, except of the smallest numbers, which have fewer bits.
+    for precision in range(0 if -1.2e-38 < value < 1.2e-38 else 5, 9):
         text = PyOS_double_to_string(value, 101, precision, 0, NULL)
         if precision == 8 or nearest_float(PyOS_string_to_double(text, NULL, OverflowError)) == nearest_float(value):
-            write_digits(out, text)
+            write_digits(out, text, 6)
             PyMem_Free(text)
             return 0
         PyMem_Free(text)
@@ -1366,7 +1369,7 @@ cdef int write_numeric(const uint8_t* text, size_t size, int column, Buffer* out
         whole_size = 0
     weight = <int64_t>((whole_size + 3) / 4) - 1
     groups = weight + 1 + <int64_t>((scale + 3) / 4)
-    if scale > <size_t>MAX_SCALE or weight > INT16_MAX or groups > INT16_MAX:
+    if scale > <size_t>MAX_SCALE or weight > INT16_MAX or groups > UINT16_MAX:
         return unsupported(column, b"a numeric beyond the range of PostgreSQL's")
     reserve(out, 12 + 2 * <size_t>groups)
     start = out.size
