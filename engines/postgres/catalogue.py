@@ -241,13 +241,13 @@ def _definition(
 
 
 def _index(row: TupleRow, relation: Relation, names: Mapping[int, str]) -> Constraint:
-    _, name, unique, definition, numbers = row
+    _, name, unique, definition, numbers, keys = row
     if relation.relkind == PARTITIONED:
         # "on only" would leave the partitions without, and the whole index invalid.
         _, only, rest = definition.partition(" ON ONLY ")
         if only:
             definition = f"CREATE {'UNIQUE ' if unique else ''}INDEX {quote(name)} ON {rest}"
-    columns = tuple(names[number] for number in numbers if number in names)
+    columns = tuple(names[number] for number in numbers[:keys] if number in names)
     return Constraint(name=name, definition=definition, columns=columns)
 
 

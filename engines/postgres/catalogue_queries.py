@@ -113,7 +113,7 @@ select c.conrelid::int8, c.conname, c.contype::text, pg_get_constraintdef(c.oid)
 
 INDEXES = """
 select i.indrelid::int8, ic.relname, i.indisunique, pg_get_indexdef(i.indexrelid),
-       i.indkey::int2[]::int4[]
+       i.indkey::int2[]::int4[], i.indnkeyatts::int4
   from pg_index i
   join pg_class ic on ic.oid = i.indexrelid
  where i.indrelid = any (%(oids)s::oid[])

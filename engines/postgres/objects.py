@@ -13,6 +13,9 @@ from schemas.errors import SchemaUnsupported
 from schemas.table import Objects, Table, TableId
 from schemas.table import Sequence as SequenceObject
 
+EXTENSION = "e.extname || case when en.nspname <> 'pg_catalog' then ' schema ' || en.nspname else '' end"
+"""An extension with the schema that its objects are in: they are called by it."""
+
 RELATION_OIDS = """
 select c.oid::int8
   from unnest(%(schemas)s::text[], %(names)s::text[]) as wanted(schema, name)
@@ -29,9 +32,10 @@ select distinct a.atttypid::int8
 TYPES = """
 select t.oid::int8, n.nspname, t.typname, t.typtype::text,
        n.nspname = 'pg_catalog' or n.nspname = 'information_schema',
-       (select e.extname
+       (select {extension}
           from pg_depend d
           join pg_extension e on e.oid = d.refobjid
+          join pg_namespace en on en.oid = e.extnamespace
          where d.classid = 'pg_type'::regclass and d.objid = t.oid and d.deptype = 'e'
            and d.refclassid = 'pg_extension'::regclass),
        t.typelem::int8, t.typlen = -1 and t.typelem <> 0,
@@ -95,12 +99,13 @@ select r.rngtypid::int8, {multirange}, r.rngsubtype::int8, format_type(r.rngsubt
 """
 
 EXTENSIONS = """
-select distinct e.extname
+select distinct {extension}
   from pg_depend d
   join pg_depend m
     on m.classid = d.refclassid and m.objid = d.refobjid and m.deptype = 'e'
    and m.refclassid = 'pg_extension'::regclass
   join pg_extension e on e.oid = m.refobjid
+  join pg_namespace en on en.oid = e.extnamespace
  where (d.classid = 'pg_class'::regclass
         and (d.objid = any (%(oids)s::oid[])
              or d.objid in (select i.indexrelid from pg_index i where i.indrelid = any (%(oids)s::oid[]))))
@@ -108,7 +113,7 @@ select distinct e.extname
         and d.objid in (select a.oid from pg_attrdef a where a.adrelid = any (%(oids)s::oid[])))
     or (d.classid = 'pg_constraint'::regclass
         and d.objid in (select c.oid from pg_constraint c where c.conrelid = any (%(oids)s::oid[])))
- order by e.extname
+ order by 1
 """
 """Extensions whose functions, types or operator classes columns, defaults, checks and indexes name."""
 
@@ -160,14 +165,15 @@ class _Type(NamedTuple):
 def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
     """Return what must be there before the tables, each thing after what it rests on.
 
-    Identity columns' sequences are among the sequences, though `create table` makes them. Functions are not
-    carried. Raise `SchemaUnsupported` for a type that no statement can make on another server.
+    An extension is `citext`, or `citext schema public`. Identity columns' sequences are among the sequences,
+    though `create table` makes them. Functions are not carried. Raise `SchemaUnsupported` for a type that no
+    statement can make on another server.
     """
     chosen = list(tables)
     with one_moment(conn):
         oids = _oids(conn, chosen)
         types, extensions = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
-        extensions |= {name for (name,) in ask(conn, EXTENSIONS, oids=oids)}
+        extensions |= {name for (name,) in ask(conn, EXTENSIONS.replace("{extension}", EXTENSION), oids=oids)}
         sequences = [
             SequenceObject(id=TableId(schema, name), definition=_sequence(*details))
             for _, schema, name, *details in ask(conn, SEQUENCES, oids=oids)
@@ -218,7 +224,7 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> tuple[list[tuple[Tabl
     extensions: set[str] = set()
     aliases: dict[int, int] = {}  # a multirange comes with its range
     while wanted:
-        step = {row[0]: _Type(*row) for row in ask(conn, TYPES, oids=wanted)}
+        step = {row[0]: _Type(*row) for row in ask(conn, TYPES.replace("{extension}", EXTENSION), oids=wanted)}
         found |= step
         ours = [t for t in step.values() if not t.built_in and not t.extension]
         extensions |= {t.extension for t in step.values() if t.extension}
@@ -244,7 +250,7 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> tuple[list[tuple[Tabl
             put(need, below | {oid})
         ordered[oid] = None
 
-    for oid in found:
+    for oid in sorted(found, key=lambda oid: (found[oid].schema, found[oid].name)):
         put(aliases.get(oid, oid), frozenset())
     return [(TableId(found[o].schema, found[o].name), statements[o]) for o in ordered if o in statements], extensions
 

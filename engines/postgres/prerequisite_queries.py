@@ -1,0 +1,196 @@
+"""The questions behind `prerequisites`: each returns what is wrong, nothing if all is well."""
+
+from __future__ import annotations
+
+SETTINGS = """
+select name, setting
+  from pg_settings
+ where name = any (array['wal_level', 'max_replication_slots', 'wal_sender_timeout', 'max_slot_wal_keep_size',
+                         'old_snapshot_threshold', 'idle_replication_slot_timeout', 'fsync'])
+"""
+
+SERVER = """
+select pg_is_in_recovery(),
+       (select count(*) from pg_replication_slots),
+       (select count(*) from pg_stat_activity where backend_type = 'walsender'),
+       current_setting('max_wal_senders')::int
+"""
+
+ROLE = """
+select r.rolname,
+       r.rolreplication or r.rolsuper
+       or exists (select from pg_roles g where g.rolname = 'rds_replication' and pg_has_role(g.oid, 'usage'))
+  from pg_roles r
+ where r.rolname = current_user
+"""
+
+CLOSED_SCHEMAS = """
+select n.nspname
+  from pg_namespace n
+ where n.nspname = any (%(schemas)s) and not has_schema_privilege(n.oid, 'usage')
+ order by n.nspname
+"""
+
+UNREADABLE = """
+select n.nspname, c.relname
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = any (%(oids)s::oid[]) and not has_table_privilege(c.oid, 'select')
+ order by n.nspname, c.relname
+"""
+
+ROW_SECURITY = """
+select n.nspname, c.relname
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = any (%(oids)s::oid[]) and c.relrowsecurity
+   and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))
+   and not (select r.rolbypassrls or r.rolsuper from pg_roles r where r.rolname = current_user)
+ order by n.nspname, c.relname
+"""
+
+MAY_CREATE = """
+select current_database(), has_database_privilege(current_database(), 'create')
+"""
+
+CHOSEN = """
+  from unnest(%(schemas)s::text[], %(names)s::text[]) as wanted(schema, name)
+  join pg_namespace n on n.nspname = wanted.schema
+  join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
+"""
+
+NOT_OWNED = f"""
+select n.nspname, c.relname, pg_get_userbyid(c.relowner)
+{CHOSEN}
+ where not pg_has_role(c.relowner, 'usage')
+ order by n.nspname, c.relname
+"""
+
+GENERATED_KEYS = f"""
+select distinct n.nspname, c.relname
+{CHOSEN}
+  join pg_index i on i.indrelid = c.oid
+  join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey::int2[]) and a.attgenerated <> ''
+ where (i.indisreplident and c.relreplident = 'i') or (i.indisprimary and c.relreplident = 'd')
+ order by n.nspname, c.relname
+"""
+
+FOREIGN_PARTITIONS = f"""
+select distinct fn.nspname, f.relname
+{CHOSEN}
+ cross join lateral pg_partition_tree(c.oid) as t
+  join pg_class f on f.oid = t.relid and f.relkind = 'f'
+  join pg_namespace fn on fn.oid = f.relnamespace
+ where c.relkind = 'p'
+ order by fn.nspname, f.relname
+"""
+
+FUNCTIONS = f"""
+with chosen (oid) as (
+    select c.oid
+    {CHOSEN}
+), parts (classid, objid) as (
+    select 'pg_attrdef'::regclass::oid, a.oid from pg_attrdef a where a.adrelid in (select oid from chosen)
+     union all
+    select 'pg_constraint'::regclass::oid, k.oid from pg_constraint k where k.conrelid in (select oid from chosen)
+     union all
+    select 'pg_class'::regclass::oid, i.indexrelid from pg_index i where i.indrelid in (select oid from chosen)
+)
+select distinct p.oid::regprocedure::text
+  from parts
+  join pg_depend d on d.classid = parts.classid and d.objid = parts.objid and d.refclassid = 'pg_proc'::regclass
+  join pg_proc p on p.oid = d.refobjid
+  join pg_namespace n on n.oid = p.pronamespace
+ where n.nspname <> 'pg_catalog'
+   and not exists (select from pg_depend e
+                    where e.classid = 'pg_proc'::regclass and e.objid = p.oid and e.deptype = 'e')
+ order by 1
+"""
+
+PREPARED = """
+select quote_literal(gid), owner, extract(epoch from now() - prepared)::int8
+  from pg_prepared_xacts
+ order by prepared
+"""
+
+LONG_TRANSACTIONS = """
+select l.pid, coalesce(a.usename, '?'), coalesce(a.datname, '?'), extract(epoch from now() - a.xact_start)::int8
+  from pg_locks l
+  join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'transactionid' and l.granted and l.mode = 'ExclusiveLock'
+   and a.xact_start < now() - make_interval(secs => %(seconds)s)
+ order by a.xact_start
+"""
+"""The age of another role's transaction is shown to members of pg_monitor only."""
+
+EXISTING = """
+select n.nspname, c.relname, c.oid::int8, c.relkind::text
+  from unnest(%(schemas)s::text[], %(names)s::text[]) as wanted(schema, name)
+  join pg_namespace n on n.nspname = wanted.schema
+  join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
+"""
+
+TARGET_RIGHTS = """
+select has_database_privilege(current_database(), 'temporary'), has_database_privilege(current_database(), 'create'),
+       current_database(), current_user
+"""
+
+SCHEMAS = """
+select wanted.schema, n.oid is not null,
+       coalesce(has_schema_privilege(n.oid, 'usage'), false), coalesce(has_schema_privilege(n.oid, 'create'), false)
+  from unnest(%(schemas)s::text[]) as wanted(schema)
+  left join pg_namespace n on n.nspname = wanted.schema
+ order by wanted.schema
+"""
+
+UNWRITABLE = """
+select n.nspname, c.relname
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = any (%(oids)s::oid[])
+   and not (has_table_privilege(c.oid, 'select') and has_table_privilege(c.oid, 'insert')
+            and has_table_privilege(c.oid, 'update') and has_table_privilege(c.oid, 'delete')
+            and has_table_privilege(c.oid, 'truncate'))
+ order by n.nspname, c.relname
+"""
+
+ALWAYS_TRIGGERS = """
+select n.nspname, c.relname, t.tgname
+  from pg_trigger t
+  join pg_class c on c.oid = t.tgrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = any (%(oids)s::oid[]) and not t.tgisinternal and t.tgenabled in ('A', 'R')
+ order by n.nspname, c.relname, t.tgname
+"""
+"""Triggers that fire although rows are replicated."""
+
+REFERRERS = """
+select distinct n.nspname, c.relname, rn.nspname, r.relname
+  from pg_constraint k
+  join pg_class c on c.oid = k.confrelid
+  join pg_namespace n on n.oid = c.relnamespace
+  join pg_class r on r.oid = k.conrelid
+  join pg_namespace rn on rn.oid = r.relnamespace
+ where k.contype = 'f' and k.confrelid = any (%(oids)s::oid[]) and not k.conrelid = any (%(oids)s::oid[])
+   and k.conparentid = 0
+ order by n.nspname, c.relname, rn.nspname, r.relname
+"""
+"""Tables outside the pipeline that refer to one in it: they stop truncate and drop."""
+
+AVAILABLE_EXTENSIONS = """
+select name from pg_available_extensions
+"""
+
+UNIQUE_KEYS = """
+select n.nspname, c.relname,
+       array(select a.attname::text
+               from unnest(i.indkey::int2[]) with ordinality as k(attnum, place)
+               join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.attnum
+              where k.place <= i.indnkeyatts)
+  from pg_index i
+  join pg_class c on c.oid = i.indrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where i.indrelid = any (%(oids)s::oid[])
+   and i.indisunique and i.indimmediate and i.indisvalid and i.indpred is null and i.indexprs is null
+"""
+"""Keys that rows can be found and replaced by."""

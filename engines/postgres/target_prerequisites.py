@@ -1,0 +1,216 @@
+"""What a target lacks for a pipeline, each with the statement or setting that mends it. Nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import psycopg
+
+from engines.postgres import prerequisite_queries as queries
+from engines.postgres.asking import ask, run
+from engines.postgres.catalogue import tables as read_tables
+from engines.postgres.connect import connect, major
+from engines.postgres.narrowing import narrower
+from engines.postgres.problems import Found, Problem, quoted, right_version, some
+from engines.postgres.quoting import quote
+from schemas.pipeline import Prepare
+from schemas.table import Objects, Table, TableId
+
+OWN_SCHEMA = "penstock"
+
+
+def target_problems(
+    url: str, tables: Sequence[Table], prepare: Prepare | str, objects: Objects | None = None
+) -> list[Problem]:
+    """Return what the target lacks to get these tables of the source; of an unreachable one just that.
+
+    `objects` adds the extensions. How much room its disk has can't be asked.
+    """
+    found = Found()
+    how = Prepare(prepare)
+    with (
+        found.asking("target", "connecting"),
+        contextlib.closing(connect(url, role="writer", application="penstock check")) as conn,
+    ):
+        if right_version(found, conn, "target"):
+            with found.asking("target", "looking at grants"):
+                _database(found, conn)
+                _schemas(found, conn, tables, how)
+                _extensions(found, conn, objects)
+            with found.asking("target", "comparing tables"):
+                _tables(found, conn, tables, how)
+    return found.problems
+
+
+def _database(found: Found, conn: psycopg.Connection) -> None:
+    temporary, _, database, role = ask(conn, queries.TARGET_RIGHTS)[0]
+    if not temporary:
+        found.error(
+            f"target: no right to create temporary tables in database {database}",
+            f"grant temporary on database {quote(database)} to {quote(role)}",
+        )
+    if ask(conn, "select pg_is_in_recovery() or current_setting('default_transaction_read_only')::bool")[0][0]:
+        found.error("target: the server takes no writes", "name the primary in the URL")
+        return
+    try:
+        with conn.transaction(force_rollback=True):
+            run(conn, "set local session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege:
+        if ask(conn, "select current_setting('session_replication_role')")[0][0] != "replica":
+            found.error(
+                f"target: role {role} may not switch off triggers and foreign keys for its session",
+                f"grant set on parameter session_replication_role to {quote(role)}"
+                if major(conn) >= 15
+                else f"as a superuser: alter role {quote(role)} set session_replication_role = replica",
+            )
+
+
+def _schemas(found: Found, conn: psycopg.Connection, tables: Sequence[Table], prepare: Prepare) -> None:
+    _, may_create, database, role = ask(conn, queries.TARGET_RIGHTS)[0]
+    names = {table.id.schema for table in tables}
+    names |= {partition.id.schema for table in tables for partition in table.definition.partitions}
+    makes = prepare in {Prepare.CREATE, Prepare.DROP_AND_CREATE}
+    for schema, exists, usage, create in ask(conn, queries.SCHEMAS, schemas=sorted(names | {OWN_SCHEMA})):
+        needs_create = makes or schema == OWN_SCHEMA
+        if not exists and not may_create:
+            found.error(
+                f"target: schema {schema} is missing, and role {role} may not create it",
+                f"create schema {quote(schema)} authorization {quote(role)},"
+                f" or: grant create on database {quote(database)} to {quote(role)}",
+            )
+        elif exists and not (usage and (create or not needs_create)):
+            rights = "usage, create" if needs_create else "usage"
+            found.error(
+                f"target: no right to {'create tables in' if usage else 'use'} schema {schema}",
+                f"grant {rights} on schema {quote(schema)} to {quote(role)}",
+            )
+
+
+def _extensions(found: Found, conn: psycopg.Connection, objects: Objects | None) -> None:
+    if objects is None or not objects.extensions:
+        return
+    available = {name for (name,) in ask(conn, queries.AVAILABLE_EXTENSIONS)}
+    needed = [extension.partition(" schema ")[0] for extension in objects.extensions]
+    if missing := [name for name in needed if name not in available]:
+        found.error(
+            f"target: extensions are not installed on the server: {some(missing)}",
+            "install their packages there, or leave the tables that use them out",
+        )
+
+
+def _tables(found: Found, conn: psycopg.Connection, tables: Sequence[Table], prepare: Prepare) -> None:
+    ids = {table.id for table in tables}
+    schemas, names = [id.schema for id in ids], [id.name for id in ids]
+    kinds = {
+        TableId(schema, name): (oid, kind)
+        for schema, name, oid, kind in ask(conn, queries.EXISTING, schemas=schemas, names=names)
+    }
+    if others := sorted(id for id, (_, kind) in kinds.items() if kind not in {"r", "p"}):
+        found.error(f"target: {some(others)} exists, but is no table", "drop or rename it")
+    there = {table.id: table for table in read_tables(conn, lambda id: id in ids)}
+    oids = [kinds[id][0] for id in there]
+    missing = sorted(ids - kinds.keys())
+    if missing and prepare in {Prepare.TRUNCATE, Prepare.KEEP}:
+        found.error(f"target: missing tables: {some(missing)}", "create them, or set prepare: create")
+    if prepare in {Prepare.TRUNCATE, Prepare.DROP_AND_CREATE}:
+        for schema, name, other_schema, other in ask(conn, queries.REFERRERS, oids=oids):
+            found.error(
+                f"target: {TableId(other_schema, other)}, which is not of the pipeline, refers to"
+                f" {TableId(schema, name)}: it can't be emptied or dropped",
+                "drop that foreign key for the load",
+            )
+    if prepare is Prepare.DROP_AND_CREATE:
+        _ownership(found, conn, there)
+        return
+    _writable(found, conn, oids)
+    _rows(found, conn, there, prepare)
+    keys: dict[TableId, list[set[str]]] = defaultdict(list)
+    for schema, name, columns in ask(conn, queries.UNIQUE_KEYS, oids=oids):
+        keys[TableId(schema, name)].append(set(columns))
+    for table in tables:
+        if table.id in there:
+            _compare(found, table, there[table.id], keys[table.id])
+
+
+def _ownership(found: Found, conn: psycopg.Connection, there: Mapping[TableId, Table]) -> None:
+    names = {"schemas": [id.schema for id in there], "names": [id.name for id in there]}
+    if foreign := [TableId(schema, name) for schema, name, _ in ask(conn, queries.NOT_OWNED, **names)]:
+        found.error(f"target: only their owner can drop {some(foreign)}", "connect as the owner, or drop them before")
+
+
+def _writable(found: Found, conn: psycopg.Connection, oids: list[int]) -> None:
+    if unwritable := [TableId(*row) for row in ask(conn, queries.UNWRITABLE, oids=oids)]:
+        role = quote(ask(conn, queries.TARGET_RIGHTS)[0][3])
+        found.error(
+            f"target: no right to read and write {some(unwritable)}",
+            f"grant select, insert, update, delete, truncate on {quoted(unwritable)} to {role}",
+        )
+    if hidden := [TableId(*row) for row in ask(conn, queries.ROW_SECURITY, oids=oids)]:
+        found.error(f"target: row-level security hides rows of {some(hidden)}", "alter role … bypassrls")
+    for schema, name, trigger in ask(conn, queries.ALWAYS_TRIGGERS, oids=oids):
+        found.warning(
+            f"target: trigger {trigger} of {TableId(schema, name)} fires for replicated rows too",
+            f"alter table {quote(schema, name)} enable trigger {quote(trigger)}, which leaves replicated rows alone",
+        )
+
+
+def _rows(found: Found, conn: psycopg.Connection, there: Mapping[TableId, Table], prepare: Prepare) -> None:
+    if prepare is Prepare.TRUNCATE:
+        return
+    filled = []
+    for id in there:
+        # One that can't be read was named already.
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+            if ask(conn, f"select exists (select from {quote(*id)})")[0][0]:
+                filled.append(id)
+    if filled and prepare is Prepare.CREATE:
+        found.error(
+            f"target: tables hold rows already: {some(filled)}",
+            "empty them, or set prepare: truncate, drop-and-create or keep",
+        )
+    elif filled:
+        found.warning(f"target: tables hold rows already, and keep them: {some(filled)}")
+
+
+def _compare(found: Found, source: Table, target: Table, keys: list[set[str]]) -> None:
+    what = f"target: {target.id}"
+    name = quote(*target.id)
+    columns = {column.name: column for column in target.columns}
+    details = {column.name: column for column in target.definition.columns}
+    for column in source.columns:
+        if column.name not in details:
+            found.error(
+                f"{what} lacks column {column.name}",
+                f"alter table {name} add column {quote(column.name)} {column.source_type}",
+            )
+        elif column.name not in columns:
+            found.error(
+                f"{what}: column {column.name} is generated, at the source it is not",
+                f"alter table {name} alter column {quote(column.name)} drop expression",
+            )
+        elif reason := narrower(column, columns[column.name]):
+            found.error(
+                f"{what}: column {column.name} {reason}",
+                f"alter table {name} alter column {quote(column.name)} type {column.source_type}",
+            )
+        elif column.nullable and not columns[column.name].nullable:
+            found.warning(
+                f"{what}: column {column.name} takes no nulls, at the source it does",
+                f"alter table {name} alter column {quote(column.name)} drop not null",
+            )
+    carried = {column.name for column in source.columns}
+    for extra in target.definition.columns:
+        free = extra.nullable or extra.default or extra.identity or extra.generated
+        if extra.name not in carried and not free:
+            found.error(
+                f"{what}: column {extra.name} takes no nulls, and the source does not have it",
+                f"alter table {name} alter column {quote(extra.name)} drop not null, or give it a default",
+            )
+    key = [source.columns[place].name for place in source.key]
+    if key and set(key) not in keys:
+        found.error(
+            f"{what} has no key on ({', '.join(key)}) that is not deferrable",
+            f"create unique index on {name} ({', '.join(map(quote, key))})",
+        )
