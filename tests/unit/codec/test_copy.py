@@ -17,7 +17,7 @@ from schemas.types import Kind
 from tests.twin import copy as twin
 from tests.twin import records
 from tests.twin.records import Change, Shape
-from tests.unit.codec.strategies import rows, shapes
+from tests.unit.codec.strategies import rows, shapes, unhurried
 
 Rows = list[tuple[str | None, ...]]
 
@@ -39,6 +39,7 @@ def decoded(shape: Shape, messages: list[bytes], binary: bool) -> bytes:
     return decoder.take()
 
 
+@unhurried
 @given(tables())
 def test_both_forms_become_the_twins_batch(table: tuple[Shape, Rows]) -> None:
     shape, content = table
@@ -55,6 +56,7 @@ def test_both_forms_become_the_twins_batch(table: tuple[Shape, Rows]) -> None:
     assert stream.read() == b""
 
 
+@unhurried
 @given(tables())
 def test_a_batch_becomes_the_copy_that_it_came_from(table: tuple[Shape, Rows]) -> None:
     shape, content = table
@@ -67,6 +69,7 @@ def test_a_batch_becomes_the_copy_that_it_came_from(table: tuple[Shape, Rows]) -
     assert load_rows(layout, value, binary=True) == (packed if layout.binary else text)
 
 
+@unhurried
 @given(tables(), st.data())
 def test_cut_off_and_damaged_copies_and_batches_raise_nothing_but_our_errors(
     table: tuple[Shape, Rows], data: st.DataObject
@@ -94,6 +97,7 @@ def test_cut_off_and_damaged_copies_and_batches_raise_nothing_but_our_errors(
             load_rows(layout, damaged, binary=binary)
 
 
+@unhurried
 @given(shapes(), st.binary(max_size=100), st.booleans())
 def test_random_bytes_raise_nothing_but_our_errors(shape: Shape, noise: bytes, binary: bool) -> None:
     layout = Layout(*shape)

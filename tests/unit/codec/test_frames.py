@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from codec import frames
 from schemas.errors import DecodeError
 from tests.twin import records
+from tests.unit.codec.strategies import unhurried
 
 part = st.one_of(st.none(), st.binary(max_size=20))
 blocks = st.lists(st.tuples(part, part), max_size=6)
 
 
+@unhurried
 @given(blocks, st.sampled_from([bytes, bytearray, memoryview]))
 def test_blocks_hold_what_was_put_in(content: list[frames.Record], form: type) -> None:
     block = frames.pack(iter(content))
@@ -27,6 +29,7 @@ def test_blocks_hold_what_was_put_in(content: list[frames.Record], form: type) -
             frames.cut(block, skip, len(content) - skip + 1)
 
 
+@unhurried
 @given(blocks)
 def test_a_block_that_is_cut_off_is_refused(content: list[frames.Record]) -> None:
     block = frames.pack(content)
@@ -37,6 +40,7 @@ def test_a_block_that_is_cut_off_is_refused(content: list[frames.Record]) -> Non
                 read(block[:size])
 
 
+@unhurried
 @given(st.binary(max_size=60))
 def test_random_bytes_raise_nothing_but_our_errors(noise: bytes) -> None:
     for read in (frames.unpack, frames.count, frames.schema_ids):

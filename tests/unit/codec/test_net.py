@@ -14,6 +14,7 @@ from schemas.types import Kind
 from tests.twin import copy, net, records
 from tests.twin.net import State, Step
 from tests.twin.records import Change, Shape
+from tests.unit.codec.strategies import unhurried
 
 SHAPES = [
     Shape(64, (Kind.INT32, Kind.TEXT, Kind.NUMERIC, Kind.TEXT), (0,)),
@@ -62,6 +63,7 @@ def block(shape: Shape, changes: list[Change]) -> bytes:
     return records.frames(records.record(shape, change) for change in changes)
 
 
+@unhurried
 @given(histories(), st.integers(0, 25))
 def test_a_target_that_gets_what_is_left_ends_where_the_source_does(
     history: tuple[Shape, State, State, list[Change]], cut: int
@@ -81,6 +83,7 @@ def test_a_target_that_gets_what_is_left_ends_where_the_source_does(
     assert target == source
 
 
+@unhurried
 @given(histories())
 def test_changes_in_a_batch_fold_in_the_same_way(history: tuple[Shape, State, State, list[Change]]) -> None:
     shape, target, source, changes = history
@@ -90,6 +93,7 @@ def test_changes_in_a_batch_fold_in_the_same_way(history: tuple[Shape, State, St
     assert target == source
 
 
+@unhurried
 @given(histories())
 def test_the_binary_form_says_the_same(history: tuple[Shape, State, State, list[Change]]) -> None:
     shape, _, _, changes = history
@@ -108,6 +112,7 @@ def test_the_binary_form_says_the_same(history: tuple[Shape, State, State, list[
     assert binary.partials() == [(group, n, packed(shape.kinds + keys, data)) for group, n, data in text.partials()]
 
 
+@unhurried
 @given(histories(), st.permutations(range(5)), st.integers(0, 5), st.integers(0, 5))
 def test_transactions_that_a_snapshot_shows_are_passed_over(
     history: tuple[Shape, State, State, list[Change]], order: list[int], shown: int, tail: int
@@ -129,6 +134,7 @@ def test_transactions_that_a_snapshot_shows_are_passed_over(
             Net(Layout(*shape), binary=False).add(block(shape, stamped), epoch=8)
 
 
+@unhurried
 @given(histories(), st.data())
 def test_damaged_blocks_raise_nothing_but_our_errors(
     history: tuple[Shape, State, State, list[Change]], data: st.DataObject

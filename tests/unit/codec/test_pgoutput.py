@@ -18,7 +18,7 @@ from schemas.types import Kind
 from tests.twin import pgoutput as twin
 from tests.twin import records
 from tests.twin.records import Shape
-from tests.unit.codec.strategies import Sending, numbers, sendings, shapes
+from tests.unit.codec.strategies import Sending, numbers, sendings, shapes, unhurried
 
 PAIR = Shape(64, (Kind.INT32, Kind.TEXT), (0,))
 KEYLESS = Shape(66, (Kind.INT32, Kind.TEXT), ())
@@ -49,6 +49,7 @@ def transactions(draw: st.DrawFn) -> tuple[Shape, list[Sending]]:
     return shape, draw(st.lists(sendings(shape), min_size=1, max_size=5))
 
 
+@unhurried
 @given(transactions(), numbers, numbers, st.integers(twin.FROM_1970_TO_2000, 2**62), numbers, st.booleans())
 def test_records_of_random_changes_equal_the_twins_and_read_back_with_fastavro(
     transaction: tuple[Shape, list[Sending]], epoch: int, position: int, time: int, reference: int, as_view: bool
@@ -93,6 +94,7 @@ def test_records_of_random_changes_equal_the_twins_and_read_back_with_fastavro(
             fastavro.schemaless_reader(io.BytesIO(key[5:]), keys, None)
 
 
+@unhurried
 @given(transactions(), st.data())
 def test_cut_off_or_damaged_frames_raise_and_leave_nothing_behind(
     transaction: tuple[Shape, list[Sending]], data: st.DataObject
@@ -120,6 +122,7 @@ def test_cut_off_or_damaged_frames_raise_and_leave_nothing_behind(
         decoder = started(shape)
 
 
+@unhurried
 @given(
     st.binary(max_size=80),
     st.sampled_from([b"", b"w" + bytes(24), b"k"]),

@@ -14,7 +14,7 @@ from schemas.record import Op
 from schemas.types import Kind
 from tests.twin import records, values
 from tests.twin.records import Change, Shape
-from tests.unit.codec.strategies import VALUES, numbers, shapes
+from tests.unit.codec.strategies import VALUES, numbers, shapes, unhurried
 from tests.unit.codec.strategies import rows as random_rows
 
 
@@ -29,6 +29,7 @@ def changes(draw: st.DrawFn) -> tuple[Shape, Change]:
     return shape, Change(op, epoch, position, xid, ordinal, time, unchanged, before, after)
 
 
+@unhurried
 @given(changes())
 def test_changes_are_encoded_as_the_twin_does_and_come_back(case: tuple[Shape, Change]) -> None:
     shape, change = case
@@ -44,6 +45,7 @@ def test_changes_are_encoded_as_the_twin_does_and_come_back(case: tuple[Shape, C
         assert rows.decode_key(layout, key) == tuple(row[i] for i in shape.key)
 
 
+@unhurried
 @given(changes())
 def test_records_that_are_cut_off_are_refused(case: tuple[Shape, Change]) -> None:
     shape, change = case
@@ -59,6 +61,7 @@ def test_records_that_are_cut_off_are_refused(case: tuple[Shape, Change]) -> Non
             rows.decode_key(layout, (key or b"")[:size])
 
 
+@unhurried
 @given(shapes(), st.binary(max_size=80))
 def test_random_bytes_raise_nothing_but_our_errors(shape: Shape, noise: bytes) -> None:
     layout = Layout(*shape)
@@ -131,6 +134,7 @@ def to_binary(kind: Kind, text: str) -> bytes:
     return load_rows(layout, encode_batch(layout, [(Op.READ, None, (text,))]), binary=True)[6:]
 
 
+@unhurried
 @given(st.data(), st.sampled_from([kind for kind in Kind if kind != Kind.OTHER]))
 def test_every_kinds_canonical_text_survives_both_forms(data: st.DataObject, kind: Kind) -> None:
     text = data.draw(VALUES[kind])
@@ -174,6 +178,7 @@ def test_texts_become_canonical(kind: Kind, text: str, canonical: str) -> None:
     assert through(kind, text) == canonical
 
 
+@unhurried
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 25))
 def test_decimal_texts_of_any_length_are_rounded_to_the_nearest_double(number: float, places: int) -> None:
     text = f"{number:.{places}e}"
@@ -184,6 +189,7 @@ def test_decimal_texts_of_any_length_are_rounded_to_the_nearest_double(number: f
         assert through(Kind.FLOAT64, text) == values.float_text(float(text), False)
 
 
+@unhurried
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-40, 20))
 def test_decimal_texts_are_rounded_to_the_nearest_float(mantissa: int, exponent: int) -> None:
     text = f"{mantissa}e{exponent}"
