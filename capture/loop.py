@@ -25,7 +25,14 @@ from typing import Self
 
 from capture.source import Source, Step, source_factory
 from capture.tables import TableVersions
-from schemas.errors import GapDetected, LogUnavailable, OrderViolated, ReplicationError, Superseded
+from schemas.errors import (
+    GapDetected,
+    LogUnavailable,
+    OperatorError,
+    OrderViolated,
+    ReplicationError,
+    Superseded,
+)
 from schemas.frontier import Claim, Frontier, Setup, TopicRange
 from schemas.pipeline import Pipeline
 from schemas.record import decode_control, encode_control
@@ -160,7 +167,14 @@ class Capture:
         return True
 
     def _start(self) -> bool:
-        self._source.start(self.position, self.epoch)
+        try:
+            self._source.start(self.position, self.epoch)
+        except OperatorError as error:
+            # Whoever has claimed since may have gone on, and confirmed: then nothing is wrong but that we are late.
+            self._frontiers.to_end()
+            if self._frontiers.epoch != self.epoch:
+                raise Superseded(f"another capture claimed after {self.epoch}") from error
+            raise
         # What is durable but was not confirmed by those before us is confirmed with our first chance.
         self._do = self._write
         return True

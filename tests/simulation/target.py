@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from apply.target import Batch, Change, Progress, TableMove, TableProgress, TableRefused
 from codec.net import Net
 from codec.rows import decode_batch
-from schemas.errors import ConstraintViolated, LogRewound, TargetUnavailable, WriteConflict
+from schemas.errors import ConstraintViolated, GapDetected, LogRewound, TargetUnavailable, WriteConflict
 from schemas.frontier import HEAL
 from schemas.record import Op
 from schemas.states import TableState
-from schemas.table import Objects, TableId
+from schemas.table import Objects, Table, TableId
 from tests.simulation.faults import Faults, Process, Session, T
 from transport.views import Registered
 
@@ -170,7 +170,13 @@ class SimulatedTarget:
 
         self._call("open", begin)
 
-    def register(self, groups: Mapping[int, Progress], tables: Sequence[TableProgress], objects: Objects) -> None:
+    def register(
+        self,
+        groups: Mapping[int, Progress],
+        tables: Sequence[TableProgress],
+        definitions: Sequence[Table],
+        objects: Objects,
+    ) -> None:
         def add() -> None:
             stored = self.database.stored
             stored.groups = {**groups, **stored.groups}
@@ -212,7 +218,12 @@ class SimulatedTarget:
             held.rows, held.chunks = Rows(), frozenset()
 
     def load(
-        self, version: Registered, table: TableProgress, chunk: int, expected: int, batches: Iterable[bytes]
+        self,
+        version: Registered,
+        table: TableProgress,
+        chunk: int,
+        rows: int,
+        batches: Callable[[], Iterable[bytes]],
     ) -> int:
         loaded = -1
         with self._transaction(f"load {table.table}/{chunk}") as transaction:
@@ -223,14 +234,16 @@ class SimulatedTarget:
             number = table.generation, chunk
             if number not in held.chunks:
                 assert held.rows is not None
-                loaded = sum(_load(version, held.rows, batch, chunk) for batch in batches)
+                loaded = sum(_load(version, held.rows, batch) for batch in batches())
+                if chunk != HEAL and loaded != rows:
+                    raise GapDetected(f"chunk {chunk} of {table.table} has {loaded} rows instead of {rows}")
                 held.chunks |= {number}
         return loaded
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
         return self._call(f"finish {table.table}", lambda: True)
 
-    def tie(self, version: Registered, table: TableProgress) -> bool:
+    def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
         return self._call(f"tie {table.table}", lambda: True)
 
     def net(self, version: Registered, expected: int) -> Net:
@@ -275,8 +288,8 @@ def _place(progress: TableProgress) -> tuple[object, ...]:
     return progress.state, progress.generation, progress.progress, progress.snapshot, progress.schema_id, progress.tied
 
 
-def _load(version: Registered, rows: Rows, batch: bytes, chunk: int) -> int:
-    """Carry out one batch of a chunk; an ordinary one only adds, and finds none of its rows there."""
+def _load(version: Registered, rows: Rows, batch: bytes) -> int:
+    """Carry out one batch of a chunk. A row may be there already, if it was read in two snapshots."""
     key = version.table.key
     changes = decode_batch(version.layout, batch)
     for change in changes:
