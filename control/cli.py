@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -18,6 +19,8 @@ from schemas.errors import OperatorError, ReplicationError, TransientError
 
 if TYPE_CHECKING:
     from schemas.pipeline import Pipeline
+
+P = ParamSpec("P")
 
 _EXIT_CODES = """
 Exit codes: 0 done, or stopped on request; 1 a crash (see the logs under the state folder); 2 a wrong command line;
@@ -42,7 +45,34 @@ MetricsPort = Annotated[
 ]
 
 
+def _told(command: Callable[P, None]) -> Callable[P, None]:
+    """Let a command turn errors that are expected into a message, a remedy and an exit code; anything else keeps its
+    traceback."""
+
+    @functools.wraps(command)
+    def told(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ReplicationError as error:
+            print(f"penstock: {error}", file=sys.stderr)
+            if remedy := error.remedy or ("try again" if isinstance(error, TransientError) else ""):
+                print(f"  {remedy}", file=sys.stderr)
+            code = Exit.OPERATOR if isinstance(error, OperatorError) else Exit.CRASHED
+        except KeyboardInterrupt:
+            code = Exit.DONE
+        except BrokenPipeError:
+            # The reader of our output has seen enough, as `head` does; what is still buffered must not fail at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = Exit.DONE
+        else:
+            return
+        raise typer.Exit(code)
+
+    return told
+
+
 @app.command()
+@_told
 def run(
     file: File,
     until_caught_up: Annotated[
@@ -62,6 +92,7 @@ def run(
     Goes on where the run before was, however that ended. Ends by itself with `mode: load` and with
     --until-caught-up; else Ctrl-C or SIGTERM stop it within seconds.
 
+    \b
     Examples:  penstock run pipeline.yaml
                penstock run pipeline.yaml --until-caught-up
     """
@@ -73,11 +104,13 @@ def run(
 
 
 @app.command()
+@_told
 def capture(file: File, metrics_port: MetricsPort = None) -> None:
     """Capture the source's changes into the log, until stopped.
 
     The first start prepares the source: publications, slot and snapshot.
 
+    \b
     Example:  penstock capture pipeline.yaml --metrics-port 9187
     """
     from control.running import run_capture
@@ -86,6 +119,7 @@ def capture(file: File, metrics_port: MetricsPort = None) -> None:
 
 
 @app.command()
+@_told
 def snapshot(
     file: File,
     workers: Annotated[int | None, typer.Option(min=1, max=16, help="Processes to start.", show_default=False)] = None,
@@ -101,6 +135,7 @@ def snapshot(
 
     Any number of these may run, on any machines.
 
+    \b
     Example:  penstock snapshot pipeline.yaml --workers 4
     """
     from control.running import run_snapshot
@@ -109,6 +144,7 @@ def snapshot(
 
 
 @app.command()
+@_told
 def apply(
     file: File,
     target: Annotated[list[str] | None, typer.Option(help="Only this target (may be repeated).")] = None,
@@ -119,6 +155,7 @@ def apply(
 
     Any number of these may run, on any machines: they share the tables.
 
+    \b
     Example:  penstock apply pipeline.yaml --target reports --workers 2
     """
     from control.running import run_apply
@@ -127,11 +164,13 @@ def apply(
 
 
 @app.command()
+@_told
 def check(file: File, as_json: AsJson = False) -> None:
     """Look, before anything starts, whether source, log and targets have what the pipeline needs.
 
     Changes nothing. Each finding comes with its remedy. Exit code 4 if something has to be mended.
 
+    \b
     Example:  penstock check pipeline.yaml
     """
     from control.checks import check_all
@@ -153,6 +192,7 @@ def check(file: File, as_json: AsJson = False) -> None:
 
 
 @app.command()
+@_told
 def status(
     file: File,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
@@ -160,6 +200,7 @@ def status(
 ) -> None:
     """Show, per target and table: state, rows loaded, changes applied, and the lag and where it sits.
 
+    \b
     Examples:  penstock status pipeline.yaml --watch
                penstock status pipeline.yaml --json
     """
@@ -188,6 +229,7 @@ def status(
 
 
 @app.command()
+@_told
 def log(
     file: File,
     topic: Annotated[
@@ -203,6 +245,7 @@ def log(
 ) -> None:
     """Make the log readable: its topics with their offsets, or the records of one with their values.
 
+    \b
     Examples:  penstock log pipeline.yaml
                penstock log pipeline.yaml changes.public.orders --from -10 --follow
     """
@@ -221,6 +264,7 @@ def log(
 
 
 @app.command()
+@_told
 def drop(
     file: File, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, as_json: AsJson = False
 ) -> None:
@@ -228,6 +272,7 @@ def drop(
 
     The replicated tables and their rows stay. What can't be reached is named, and the exit code is then 3.
 
+    \b
     Example:  penstock drop pipeline.yaml --yes
     """
     from control.dropping import drop_all, plan_text
@@ -253,45 +298,10 @@ def _load(file: Path) -> Pipeline:
     return load_pipeline(file)
 
 
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Turn errors that are expected into a message, a remedy and an exit code; anything else keeps its traceback."""
-    try:
-        yield
-    except OperatorError as error:
-        _tell(error)
-        raise SystemExit(Exit.OPERATOR) from None
-    except TransientError as error:
-        _tell(error, "try again")
-        raise SystemExit(Exit.CRASHED) from None
-    except ReplicationError as error:
-        _tell(error)
-        raise SystemExit(Exit.CRASHED) from None
-    except KeyboardInterrupt:
-        raise SystemExit(Exit.DONE) from None
-    except BrokenPipeError:
-        # The reader of our output has seen enough, as `head` does; what is still buffered must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(Exit.DONE) from None
-
-
-def _tell(error: ReplicationError, otherwise: str = "") -> None:
-    print(f"penstock: {error}", file=sys.stderr)
-    if remedy := error.remedy or otherwise:
-        print(f"  {remedy}", file=sys.stderr)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and end the process with its exit code."""
-    command: Any = typer.main.get_command(app)
-    with _told():
-        import click
+    app(args=arguments, prog_name="penstock")
 
-        try:
-            code = command.main(args=arguments, prog_name="penstock", standalone_mode=False)
-        except click.exceptions.Abort:
-            raise KeyboardInterrupt from None
-        except click.ClickException as error:
-            error.show()
-            raise SystemExit(error.exit_code) from None
-        raise SystemExit(code if isinstance(code, int) else Exit.DONE)
+
+if __name__ == "__main__":
+    main()

@@ -328,7 +328,8 @@ class Collector:
             self._source = None
             return SourceStatus(error=str(error))
         if slot is None:
-            return SourceStatus(end, slot="missing")
+            # A load that is complete has dropped its slot, and follows nothing any more.
+            return SourceStatus(0 if self.setup.mode == Mode.LOAD else end, slot="missing")
         state = "lost" if slot.lost else slot.wal_status or "reserved"
         return SourceStatus(end, retained_bytes=max(0, end - slot.restart) if slot.restart else 0, slot=state)
 
@@ -346,7 +347,6 @@ def _lag(progress: Progress, source: SourceStatus, now: float, at_target: bool) 
 
 
 def caught_up(
-    setup: Setup,
     tables: dict[TableId, TableProgress],
     groups: dict[int, Progress],
     goal: int | None,

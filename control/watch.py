@@ -91,7 +91,7 @@ def watch(
             started = now()
             try:
                 if until_caught_up and goal is None:
-                    goal = _note_goal(pipeline)
+                    goal = note_goal(pipeline)
                 if quick and collector.ready() and _over(collector, goal):
                     status = collector.collect(ask_source=False)
                     display.show(status)
@@ -119,11 +119,7 @@ def watch(
 
 
 def _over(collector: Collector, goal: int | None) -> bool:
-    assert collector.setup is not None
-    return all(
-        not error and caught_up(collector.setup, tables, groups, goal)
-        for _, error, tables, groups in collector.progress()
-    )
+    return all(not error and caught_up(tables, groups, goal) for _, error, tables, groups in collector.progress())
 
 
 def _judge(status: PipelineStatus) -> None:
@@ -137,7 +133,7 @@ def _judge(status: PipelineStatus) -> None:
         )
 
 
-def _note_goal(pipeline: Pipeline) -> int:
+def note_goal(pipeline: Pipeline) -> int:
     """Mark the end of the source's log as it is now, and return the position: capture reaches it, however idle the
     source is from here on."""
     from engines.postgres.connect import connect

@@ -1,15 +1,15 @@
 """Compares tables on two servers row by row, by the text of every column under fixed settings.
 
-Both sides send their rows in key order; chunks whose digests are equal are done with, the others are compared row by
-row. A table without key is compared as a multiset. Meant for two sides that stand still; nothing is written.
+Each side digests its rows by buckets of keys; buckets whose digests are equal are done with, of the others every row is
+fetched. A table without key is compared as a multiset. Meant for two sides that stand still; nothing is written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,11 +18,12 @@ import psycopg
 from engines.postgres.catalogue import tables as catalogue_tables
 from engines.postgres.connect import connect
 from engines.postgres.quoting import quote
-from schemas.errors import ReplicationError
+from schemas.errors import SchemaUnsupported
 from schemas.pipeline import matches
 from schemas.table import Table, TableId
 
-_CHUNK_ROWS = 5_000
+_BUCKET_ROWS = 2_000
+_AT_ONCE = 5_000
 _MOST_PRINTED = 1_000
 
 Row = tuple[str | None, ...]
@@ -92,93 +93,70 @@ def compare_counted(source_url: str, target_url: str, tables: Sequence[str] | It
 
 
 def _compare(source: psycopg.Connection, target: psycopg.Connection, table: Table) -> tuple[int, list[Difference]]:
+    """Compare digests of buckets first, then the rows of those buckets that differ."""
     columns = tuple(column.name for column in table.columns)
     primary = table.definition.primary_key
     key = [columns.index(name) for name in primary.columns] if primary else list(table.key)
-    ours, theirs = _rows(source, table, key), _rows(target, table, key)
-    try:
-        return _by_key(table.id, columns, key, ours, theirs) if key else _by_number(table.id, columns, ours, theirs)
-    except psycopg.errors.UndefinedTable:
-        raise ReplicationError(f"the target has no table {table.id}") from None
+    buckets = max(1, table.rows // _BUCKET_ROWS)
+    with ThreadPoolExecutor(1) as other:
+        asked = other.submit(_digests, target, table, key, buckets)
+        here = _digests(source, table, key, buckets)
+        try:
+            there = asked.result()
+        except psycopg.errors.UndefinedTable:
+            raise SchemaUnsupported(
+                f"the target has no table {table.id}", remedy="is it the right database, and is the load over?"
+            ) from None
+    number = sum(rows for rows, _ in here.values())
+    differing = sorted(bucket for bucket in here.keys() | there.keys() if here.get(bucket) != there.get(bucket))
+    if not differing:
+        return number, []
+    ours, theirs = (Counter(_rows(connection, table, key, buckets, differing)) for connection in (source, target))
+    return number, list(islice(_pair(table.id, columns, key, ours - theirs, theirs - ours), _MOST_PRINTED))
 
 
-def _rows(connection: psycopg.Connection, table: Table, key: list[int]) -> Iterator[Row]:
-    """Yield all rows as text, in the order of the key's text: the same on both sides, whatever their collations."""
-    listed = ", ".join(f"{quote(column.name)}::text" for column in table.columns)
-    order = ", ".join(f'{quote(table.columns[i].name)}::text collate "C"' for i in key)
+def _parts(table: Table, key: list[int], buckets: int) -> tuple[str, str, str]:
+    """Return SQL for the bucket, the row as text and what to select from. A row's bucket is decided by its key, so
+    that a row that differs is in the same one on both sides; without a key by all of it."""
+    texts = [f"{quote(column.name)}::text" for column in table.columns]
+    row = f"row({', '.join(texts)})::text" if texts else "''"
+    of = f"row({', '.join(texts[i] for i in key)})::text" if key else row
     only = "" if table.definition.partition_key else "only "
-    statement = f"select {listed or 'null'} from {only}{quote(*table.id)}" + (f" order by {order}" if order else "")
+    return f'hashtext({of} collate "C") % {buckets}', row, f"{only}{quote(*table.id)}"
+
+
+def _digests(connection: psycopg.Connection, table: Table, key: list[int], buckets: int) -> dict[int, tuple[int, int]]:
+    """Return how many rows each bucket has, and the sum of their hashes: in whatever order they come. PostgreSQL keeps
+    its hashes the same over versions, because partitions depend on them."""
+    bucket, row, name = _parts(table, key, buckets)
+    statement = (
+        f'select {bucket}, count(*), sum(hashtextextended({row} collate "C", 0)::numeric) from {name} group by 1'
+    )
+    return {number: (rows, int(digest)) for number, rows, digest in connection.execute(statement.encode()).fetchall()}
+
+
+def _rows(
+    connection: psycopg.Connection, table: Table, key: list[int], buckets: int, wanted: list[int]
+) -> Iterator[Row]:
+    bucket, _, name = _parts(table, key, buckets)
+    texts = ", ".join(f"{quote(column.name)}::text" for column in table.columns)
+    statement = f"select {texts} from {name} where {bucket} = any (%s)"
     with connection.transaction(), connection.cursor("penstock_compare") as cursor:
-        cursor.itersize = _CHUNK_ROWS
-        cursor.execute(statement.encode())
-        while rows := cursor.fetchmany(_CHUNK_ROWS):
-            yield from rows
+        cursor.itersize = _AT_ONCE
+        yield from cursor.execute(statement.encode(), [wanted])
 
 
-def _by_number(
-    table: TableId, columns: tuple[str, ...], ours: Iterator[Row], theirs: Iterator[Row]
-) -> tuple[int, list[Difference]]:
-    here, there = Counter(ours), Counter(theirs)
-    found = [Difference(table, (), row, None, columns, times) for row, times in (here - there).items()]
-    found += [Difference(table, (), None, row, columns, times) for row, times in (there - here).items()]
-    return here.total(), found[:_MOST_PRINTED]
-
-
-def _by_key(
-    table: TableId, columns: tuple[str, ...], key: list[int], ours: Iterator[Row], theirs: Iterator[Row]
-) -> tuple[int, list[Difference]]:
-    number = 0
-    found: list[Difference] = []
-    left: list[Row] = []  # not settled yet: the sides may be shifted against each other
-    right: list[Row] = []
-    while True:
-        more_left, more_right = list(islice(ours, _CHUNK_ROWS)), list(islice(theirs, _CHUNK_ROWS))
-        number += len(more_left)
-        if not left and not right and more_left and _digest(more_left) == _digest(more_right):
-            continue
-        left += more_left
-        right += more_right
-        over = not more_left and not more_right
-        left, right = _merge(table, columns, key, left, right, found, over=over)
-        if over:
-            return number, found[:_MOST_PRINTED]
-
-
-def _merge(
-    table: TableId,
-    columns: tuple[str, ...],
-    key: list[int],
-    left: list[Row],
-    right: list[Row],
-    found: list[Difference],
-    *,
-    over: bool,
-) -> tuple[list[Row], list[Row]]:
-    """Settle what both lists reach, and return what is left of them."""
-
-    def order(row: Row) -> tuple[bytes, ...]:
-        return tuple((row[i] or "").encode() for i in key)
-
-    i = j = 0
-    while (i < len(left) and j < len(right)) or (over and (i < len(left) or j < len(right))):
-        a = left[i] if i < len(left) else None
-        b = right[j] if j < len(right) else None
-        if b is None or (a is not None and order(a) < order(b)):
-            assert a is not None
-            found.append(Difference(table, tuple(a[k] for k in key), a, None, columns))
-            i += 1
-        elif a is None or order(b) < order(a):
-            found.append(Difference(table, tuple(b[k] for k in key), None, b, columns))
-            j += 1
-        else:
-            if a != b:
-                found.append(Difference(table, tuple(a[k] for k in key), a, b, columns))
-            i, j = i + 1, j + 1
-    return left[i:], right[j:]
-
-
-def _digest(rows: list[Row]) -> bytes:
-    return hashlib.md5(repr(rows).encode(), usedforsecurity=False).digest()
+def _pair(
+    table: TableId, columns: tuple[str, ...], key: list[int], ours: Counter[Row], theirs: Counter[Row]
+) -> Iterator[Difference]:
+    """Yield what only one side has; rows with the same key on both sides as one difference."""
+    by_key = {tuple(row[i] for i in key): row for row in theirs} if key else {}
+    for row, times in sorted(ours.items(), key=repr):
+        found = by_key.pop(tuple(row[i] for i in key), None)
+        yield Difference(table, tuple(row[i] for i in key), row, found, columns, times)
+    left = sorted(by_key.values(), key=repr) if key else sorted(theirs, key=repr)
+    for row in left:
+        yield Difference(table, tuple(row[i] for i in key), None, row, columns, theirs[row])
 
 
 def _text(value: str | None) -> str:
