@@ -30,6 +30,7 @@ from schemas.errors import (
     OperatorError,
     ReplicationError,
     RowError,
+    SchemaUnsupported,
     SnapshotLost,
 )
 from schemas.frontier import HEAL, Manifest, Plan, Setup
@@ -57,6 +58,9 @@ ASIDE_SECONDS = 30.0
 FINAL_AT_ONCE = 100
 
 GROUP = "snapshot"
+
+CHANGED = "its columns were changed"
+"""The cause of a plan for another version of the table."""
 
 _log = logging.getLogger(__name__)
 
@@ -206,6 +210,7 @@ class SnapshotWorker:
             # What was appended of the chunk is an orphan; its rows are read once more.
             _log.warning("the log takes nothing now: %s", error)
             self._abandon()
+            self._listed = None  # a task that was just beginning is in no list any more
             self._load.drop()
             self._control.drop()
             self._again_at = self._clock() + AGAIN_SECONDS
@@ -515,6 +520,10 @@ class SnapshotWorker:
             self._plan_again(views, reading.plan, f"{rules.REWRITTEN}: {again}")
         except (OperatorError, RowError) as error:
             self._abandon()
+            latest = views.tables.latest(reading.task.table)
+            if isinstance(error, SchemaUnsupported) and latest and latest.schema_id != reading.plan.schema_id:
+                self._plan_again(views, reading.plan, CHANGED)
+                return
             self._set_aside(reading.task.table, error)
 
     def _finish(self, views: _Views, reading: _Reading) -> None:
