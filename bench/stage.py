@@ -184,12 +184,10 @@ class Stage:
 
     def forget(self, file: Path) -> None:
         """Drop everything of a pipeline."""
-        subprocess.run(
-            [sys.executable, "-m", "control", "drop", str(file), "--yes"],
-            check=True,
-            capture_output=True,
-            timeout=120,
-        )
+        drop = [sys.executable, "-m", "control", "drop", str(file), "--yes"]
+        done = subprocess.run(drop, check=False, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise BenchFailed(f"drop: exit code {done.returncode}\n{done.stdout}{done.stderr}")
         shutil.rmtree(file.parent)
 
     def must_equal(self, source_db: str, target_db: str, tables: list[str]) -> None:

@@ -1,0 +1,766 @@
+"""The service: prepare, load, catch up, and follow the frontiers. One worker; its share comes from the log.
+
+What it does is decided by what the target says of itself, so that it may be killed anywhere. It is a machine of small
+steps, taken in turn: the cohort that is ahead, a cohort that is behind, a chunk, a table's next state.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from apply.cohort import Beginning, Cohort, Portion, SchemaChanged
+from apply.groups import assign, chunk_share, components
+from apply.target import (
+    NOWHERE,
+    Batch,
+    Change,
+    GroupMove,
+    Progress,
+    TableMove,
+    TableProgress,
+    TableRefused,
+    Target,
+)
+from codec.frames import unpack
+from schemas.errors import (
+    GapDetected,
+    LogRewound,
+    ReplicationError,
+    RowError,
+    SchemaUnsupported,
+    WriteConflict,
+)
+from schemas.frontier import HEAL, Setup
+from schemas.pipeline import Mode, matches
+from schemas.states import TableState
+from schemas.table import Objects, TableId
+from transport.log import Log, LogReader, Membership, Partition, Range
+from transport.topics import Topics
+from transport.views import Chunks, Registered, TableChunks, Tables, read_setup
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is done at once, and how often what rarely changes is looked at, in seconds."""
+
+    batch_records: int = 100_000
+    batch_frontiers: int = 5_000
+    piece_bytes: int = 64 << 20  # of the log; its net changes take as much again, and their form for the target too
+    note_every: float = 1.0  # progress that holds no changes
+    look_every: float = 0.25  # for what other workers do: loaded chunks, prepared tables
+    share_every: float = 0.05
+    settled_every: float = 5.0  # whether the target still is as it was when the last table became live
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a worker has done since it started, and where it stands; for metrics, never for decisions."""
+
+    batches: int = 0
+    records: int = 0  # before folding
+    changes: int = 0  # after it
+    rows_loaded: int = 0
+    chunks_loaded: int = 0
+    conflicts: int = 0
+    failures: int = 0
+    position: int = 0  # of the cohort that is ahead
+    commit_time: int = 0
+    captured_at: int = 0
+    by_table: dict[TableId, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class Apply:
+    """One apply worker of one target.
+
+    Nothing is opened before the first `step`. After an exception it must be closed and made anew; what was done is
+    in the target.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        log: Log,
+        target: Target,
+        *,
+        name: str,
+        tables: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.monotonic,
+        limits: Limits | None = None,
+    ) -> None:
+        self._log, self._target, self._clock = log, target, clock
+        self._topics = Topics(pipeline)
+        self._membership_name = f"{pipeline}.apply.{name}"
+        self._patterns = tables
+        self._limits = limits or Limits()
+        self._stack = ExitStack()
+        self._reader: LogReader | None = None
+        self._share: Membership | None = None
+        self._tasks = (self._follow_ahead, self._follow_behind, self._load_chunk, self._move_tables)
+        self._turn = 0
+        self.stats = Stats()
+
+        self._setup: Setup | None = None
+        self._versions: Tables
+        self._chunks: Chunks
+        self._made_with: dict[TableId, Registered] = {}
+        self._tied_to: dict[TableId, tuple[TableId, ...]] = {}
+        self._schema_of: dict[int, Registered | None] = {}
+        self._beginnings: dict[int, Beginning] = {}
+
+        self._owned: frozenset[int] = frozenset()
+        self._stored: dict[int, Progress] = {}
+        self._known: dict[TableId, TableProgress] = {}
+        self._cohorts: list[Cohort] = []
+        self._loaded: dict[tuple[TableId, int], set[int]] = {}
+        self._todo: list[tuple[TableId, int, int]] = []
+        self._counted: dict[TableId, int] = defaultdict(int)
+        self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._settled_at = -1e9
+        self._moves_due = True
+
+    # ------------------------------------------------------------------------------------------------ outside
+
+    @property
+    def tables(self) -> dict[TableId, TableProgress]:
+        """What this worker knows of every table of the target; of those that others own it may be late."""
+        return dict(self._known)
+
+    @property
+    def owned(self) -> frozenset[int]:
+        """The groups that are this worker's."""
+        return self._owned
+
+    @property
+    def started(self) -> bool:
+        """Whether the source is set up, and the target open."""
+        return self._share is not None
+
+    def step(self) -> bool:
+        """Do one bounded piece of work, and return whether there was any."""
+        try:
+            if self._share is None:
+                return self._start()
+            if self._take_share():
+                return True
+            for _ in self._tasks:
+                task = self._tasks[self._turn]
+                self._turn = (self._turn + 1) % len(self._tasks)
+                if task():
+                    return True
+            return self._note(idle=True)
+        except WriteConflict:
+            # Another owner went on: see how far, and go on from there, if it is still ours.
+            self.stats.conflicts += 1
+            if self._share is None:
+                raise
+            self._reload()
+            return True
+
+    def wait(self, timeout: float) -> None:
+        """Return when there may be work again, or after `timeout` seconds."""
+        if self._reader is None or self._setup is None:
+            time.sleep(min(timeout, 0.2))
+            return
+        ends = {self._topics.chunks: self._chunks.next}
+        if self._cohorts:
+            ends[self._topics.frontier] = self._cohorts[-1].next
+        if self._unfinished():
+            timeout = min(timeout, self._limits.share_every)
+        elif self._is_behind_with_notes():
+            timeout = min(timeout, max(0.0, self._noted_at + self._limits.note_every - self._clock()))
+        self._reader.wait(ends, timeout)
+
+    def close(self) -> None:
+        """Give up everything; what is unfinished is done again by the next."""
+        self._stack.close()
+        self._target.close()
+
+    # ------------------------------------------------------------------------------------------------ start
+
+    def _start(self) -> bool:
+        if self._reader is None:
+            names = {topic.name for topic in self._log.topics(self._topics.prefix)}
+            if not {topic.name for topic in self._topics.fixed()} <= names:
+                return False
+            self._reader = self._stack.enter_context(self._log.reader())
+        setup = read_setup(self._reader, self._topics)
+        if setup is None:
+            return False
+        self._versions = Tables(self._reader, self._topics)
+        self._versions.refresh()
+        self._chunks = Chunks(self._reader, self._topics)
+        self._chunks.refresh()
+        for schema_id in setup.tables:
+            version = self._versions.by_schema(schema_id)
+            if matches(version.table.id, self._patterns):
+                self._made_with[version.table.id] = version
+        self._target.open(self._log.identity())
+        self._register(setup)
+        self._setup = setup
+        self._share = self._stack.enter_context(self._log.membership(self._membership_name))
+        return True
+
+    def _register(self, setup: Setup) -> None:
+        tables = [version.table for version in self._made_with.values()]
+        for component in components(tables):
+            self._tied_to |= dict.fromkeys(component, component)
+        known = self._target.tables()
+        groups = assign(tables, {table: progress.group for table, progress in known.items()})
+        beginning = Progress(0, -1, setup.position)
+        rows = [
+            TableProgress(version.table.id, groups[version.table.id], schema_id=version.schema_id)
+            for version in self._made_with.values()
+        ]
+        objects = Objects.model_validate_json(setup.objects)
+        self._target.register(dict.fromkeys(groups.values(), beginning), rows, tables, objects)
+
+    def _take_share(self) -> bool:
+        assert self._share is not None
+        now = self._clock()
+        if now - self._shared_at < self._limits.share_every:
+            return False
+        self._shared_at = now
+        owned = self._share.poll()
+        if owned == self._owned:
+            return False
+        self._owned = owned
+        self._reload()
+        return True
+
+    def _reload(self) -> None:
+        """Read everything anew from the target."""
+        stored = self._target.groups()
+        self._stored = {group: progress for group, progress in stored.items() if group in self._owned}
+        self._known = self._target.tables()
+        self._refreshed_at = self._clock()
+        self._loaded.clear()
+        self._todo.clear()
+        self._looked_at = -1e9
+        self._cohorts.clear()
+        self._moves_due = True
+        end = self._log.offsets(self._topics.frontier).end
+        for group, progress in self._stored.items():
+            if progress.offset > end:
+                raise LogRewound(
+                    f"the target has applied the log up to {progress.offset}, but it ends at {end}",
+                    remedy="restore the log, or load the tables again",
+                )
+            self._cohort_at(progress).groups.add(group)
+        for table in self._mine():
+            if table.state is TableState.CATCHING_UP:
+                self._cohort_at(table.progress).tables.add(table.table)
+
+    def _mine(self) -> list[TableProgress]:
+        return [
+            progress
+            for table, progress in self._known.items()
+            if progress.group in self._owned and table in self._made_with
+        ]
+
+    def _cohort_at(self, progress: Progress) -> Cohort:
+        """Return the cohort that stands at a place, made if there is none; they are kept in order."""
+        assert self._reader is not None
+        at = bisect_left(self._cohorts, progress.offset, key=lambda cohort: cohort.reached.offset)
+        if at < len(self._cohorts) and self._cohorts[at].reached.offset == progress.offset:
+            return self._cohorts[at]
+        made = Cohort(self._reader, self._topics, progress)
+        self._cohorts.insert(at, made)
+        return made
+
+    # ------------------------------------------------------------------------------------------------ follow
+
+    def _follow_ahead(self) -> bool:
+        return bool(self._cohorts) and self._follow(self._cohorts[-1], None)
+
+    def _follow_behind(self) -> bool:
+        return len(self._cohorts) > 1 and self._follow(self._cohorts[0], self._cohorts[1])
+
+    def _follow(self, cohort: Cohort, bound: Cohort | None) -> bool:
+        """Apply the next frontiers to the members of a cohort."""
+        limits = self._limits
+        try:
+            portion = cohort.take(self._wants, bound, limits.batch_records, limits.batch_frontiers)
+            if portion is not None:
+                self._apply(cohort, portion)
+                cohort.done(portion)
+        except SchemaChanged as changed:
+            remedy = f"change the target's table in the same way, then load {changed.table} again"
+            self._fail(
+                changed.table, SchemaUnsupported("the table's columns or key were changed at the source", remedy=remedy)
+            )
+            return True
+        except TableRefused as refused:
+            self._fail(refused.table, refused.cause)
+            return True
+        if bound is not None and cohort.reached.offset == bound.reached.offset:
+            bound.absorb(cohort)
+            self._cohorts.remove(cohort)
+            cohort = bound
+        joined = self._join(cohort)
+        if portion is None:
+            return joined
+        if cohort is self._cohorts[-1]:
+            reached = cohort.reached
+            self.stats.position = reached.position
+            self.stats.commit_time, self.stats.captured_at = reached.commit_time, reached.captured_at
+        self._note(idle=False)
+        return True
+
+    def _wants(self, cohort: Cohort, schema_id: int) -> bool:
+        try:
+            version = self._schema_of[schema_id]
+        except KeyError:
+            version = self._schema_of[schema_id] = self._version(schema_id)
+        if version is None:
+            return False
+        progress = self._known[version.table.id]
+        if progress.state is TableState.LIVE:
+            if progress.group not in cohort.groups:
+                return False
+        elif progress.table not in cohort.tables:
+            return False
+        if schema_id != progress.schema_id and not version.table.same_rows_as(self._target_version(progress).table):
+            raise SchemaChanged(progress.table, schema_id)
+        return True
+
+    def _version(self, schema_id: int) -> Registered | None:
+        """Return the version of one of this target's tables that a schema id stands for."""
+        version = self._versions.by_schema(schema_id)
+        return version if version.table.id in self._known and version.table.id in self._made_with else None
+
+    def _target_version(self, progress: TableProgress) -> Registered:
+        return self._versions.by_schema(progress.schema_id)
+
+    def _apply(self, cohort: Cohort, portion: Portion) -> None:
+        """Write what a portion holds, and the progress of the members that it holds something for."""
+        if not portion.records:
+            return
+        groups: set[int] = set()
+        tables: set[TableId] = set()
+        for schema_id in portion.expected:
+            version = self._schema_of[schema_id]
+            assert version is not None
+            progress = self._known[version.table.id]
+            if progress.state is TableState.LIVE:
+                groups.add(progress.group)
+            else:
+                tables.add(progress.table)
+        counts: dict[TableId, int] = defaultdict(int)
+        self._write(
+            Batch(
+                [GroupMove(group, self._stored[group], portion.progress) for group in sorted(groups)],
+                [self._table_move(table, progress=portion.progress) for table in sorted(tables)],
+                self._pieces(portion, counts),
+            )
+        )
+        self.stats.batches += 1
+        self.stats.records += portion.records
+        for table, count in counts.items():
+            self._counted[table] += count
+            self.stats.by_table[table] += count
+            self.stats.changes += count
+
+    def _pieces(self, portion: Portion, counts: dict[TableId, int]) -> Iterator[list[Change]]:
+        """Read what a portion names and fold it; a piece is handed out whenever it is as large as may be."""
+        assert self._reader is not None
+        changes: dict[int, Change] = {}
+        visibility = {schema_id: self._visibility(schema_id) for schema_id in portion.expected}
+        size = 0
+        for partition, spans in portion.spans.items():
+            for span in spans:
+                count = 0
+                for block in self._reader.read(partition, Range(span.start, span.end)):
+                    count += block.count
+                    for schema_id in span.schemas:
+                        change = changes.get(schema_id)
+                        if change is None:
+                            change = changes[schema_id] = self._change(schema_id, portion.expected[schema_id])
+                        table = change.version.table.id
+                        try:
+                            taken = change.net.add(block.data, visibility[schema_id], span.epoch)
+                        except RowError as error:
+                            raise TableRefused(table, error) from error
+                        counts[table] += taken
+                    size += len(block.data) + 64 * block.count
+                    if size >= self._limits.piece_bytes:
+                        yield list(changes.values())
+                        changes.clear()
+                        size = 0
+                if count != span.end - span.start:
+                    raise GapDetected(
+                        f"{partition.topic} holds {count} records from {span.start} to {span.end} instead of"
+                        f" {span.end - span.start}"
+                    )
+        if changes:
+            yield list(changes.values())
+
+    def _change(self, schema_id: int, expected: int) -> Change:
+        version = self._schema_of[schema_id]
+        assert version is not None
+        return Change(version, self._target.net(version, expected))
+
+    def _visibility(self, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
+        """Return what the loaded rows of a table show already. A table that has joined its group is past all that."""
+        version = self._schema_of[schema_id]
+        assert version is not None
+        progress = self._known[version.table.id]
+        if progress.state is TableState.LIVE or progress.snapshot < 0:
+            return None
+        xmin, xmax, xip = self._chunks.snapshots[progress.snapshot].visibility
+        return xmin, xmax, frozenset(xip)
+
+    def _join(self, cohort: Cohort) -> bool:
+        """Let the tables that stand where their group stands go on with it, once that is past all their snapshots."""
+        ready = [
+            table
+            for table in sorted(cohort.tables)
+            if self._known[table].group in cohort.groups and cohort.reached.position >= self._join_position(table)
+        ]
+        if not ready:
+            return False
+        # Rows of the group up to here are in the target, though that may not be noted yet: it must be, because the
+        # table's own are counted from here on with the group's.
+        groups = {self._known[table].group for table in ready}
+        self._write(
+            Batch(
+                [GroupMove(group, self._stored[group], cohort.reached) for group in sorted(groups)],
+                [self._table_move(table, state=TableState.LIVE, progress=cohort.reached) for table in ready],
+            )
+        )
+        cohort.tables.difference_update(ready)
+        self._moves_due = True
+        return True
+
+    def _join_position(self, table: TableId) -> int:
+        """Return the position that capture must have passed before nothing that a snapshot saw can be lost."""
+        if self._known[table].snapshot < 0:
+            return 0
+        chunks = self._chunks.of(table)
+        used = {manifest.snapshot for manifest in chunks.manifests.values()} | {self._known[table].snapshot}
+        return max(self._chunks.snapshots[snapshot].position for snapshot in used)
+
+    def _note(self, *, idle: bool) -> bool:
+        """Store how far the members have come that had no changes for a while, all at once and not often."""
+        now = self._clock()
+        if now - self._noted_at < self._limits.note_every or not self._is_behind_with_notes():
+            return False
+        groups = [
+            GroupMove(group, self._stored[group], cohort.reached)
+            for cohort in self._cohorts
+            for group in sorted(cohort.groups)
+            if self._stored[group] != cohort.reached
+        ]
+        tables = [
+            self._table_move(table, progress=cohort.reached)
+            for cohort in self._cohorts
+            for table in sorted(cohort.tables)
+            if self._known[table].progress != cohort.reached
+        ]
+        self._noted_at = now
+        counted, self._counted = self._counted, defaultdict(int)
+        self._write(Batch(groups, tables, changes=counted))
+        return idle
+
+    def _is_behind_with_notes(self) -> bool:
+        return bool(self._counted) or any(
+            any(self._stored[group] != cohort.reached for group in cohort.groups)
+            or any(self._known[table].progress != cohort.reached for table in cohort.tables)
+            for cohort in self._cohorts
+        )
+
+    # ------------------------------------------------------------------------------------------------ moves
+
+    def _table_move(self, table: TableId, **changed: object) -> TableMove:
+        before = self._known[table]
+        return TableMove(before, replace(before, **changed))  # type: ignore[arg-type]
+
+    def _write(self, batch: Batch) -> None:
+        self._target.write(batch)
+        for group in batch.groups:
+            self._stored[group.group] = group.progress
+        for table in batch.tables:
+            self._known[table.progress.table] = table.progress
+
+    def _fail(self, table: TableId, cause: ReplicationError) -> None:
+        """Set a table aside with its error, where it stands; its group goes on without it."""
+        before = self._known[table]
+        groups: list[GroupMove] = []
+        progress = before.progress
+        if before.state is TableState.LIVE:
+            # Whatever its group has applied it has applied too, but nothing after that; what is stored is certain.
+            progress = self._stored[before.group]
+            groups.append(GroupMove(before.group, progress, progress))
+        move = self._table_move(
+            table,
+            state=TableState.FAILED,
+            progress=progress,
+            error=f"{type(cause).__name__}: {cause}",
+            remedy=cause.remedy,
+            failed_in=before.state.value,
+        )
+        self._write(Batch(groups, [move]))
+        self.stats.failures += 1
+        for cohort in self._cohorts:
+            cohort.tables.discard(table)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
+        self._todo = [entry for entry in self._todo if entry[0] != table]
+        self._moves_due = True
+
+    # ------------------------------------------------------------------------------------------------ load
+
+    def _load_chunk(self) -> bool:
+        """Load the next final chunk of this worker's share."""
+        if not self._todo:
+            now = self._clock()
+            if now - self._looked_at < self._limits.share_every:
+                return False
+            self._looked_at = now
+            if self._chunks.refresh():
+                self._moves_due = True
+            self._find_chunks()
+            if not self._todo:
+                return False
+        table, generation, number = self._todo.pop()
+        progress = self._known[table]
+        if progress.state is not TableState.LOADING or progress.generation != generation:
+            return True
+        self._load(progress, number)
+        return True
+
+    def _find_chunks(self) -> None:
+        """Note the chunks that are final, of this worker's share, and not loaded yet."""
+        late = False
+        for table, chunks in self._chunks.tables.items():
+            progress = self._known.get(table)
+            if progress is None or chunks.plan is None or table not in self._made_with:
+                continue
+            if progress.state is not TableState.LOADING or progress.generation != chunks.plan.generation:
+                late |= progress.generation < chunks.plan.generation
+                continue
+            self._todo += [
+                (table, progress.generation, number)
+                for number in sorted(chunks.manifests, reverse=True)
+                if number != HEAL
+                and chunk_share(table, number) in self._owned
+                and number not in self._loaded_of(progress)
+            ]
+        if late:
+            self._refresh()
+
+    def _loaded_of(self, progress: TableProgress) -> set[int]:
+        key = (progress.table, progress.generation)
+        if key not in self._loaded:
+            self._loaded[key] = self._target.chunks(progress)
+        return self._loaded[key]
+
+    def _load(self, progress: TableProgress, number: int) -> None:
+        """Write a chunk's rows. Rows may be of a later version of the table, as long as they look the same."""
+        manifest = self._chunks.of(progress.table).manifests[number]
+        plan = self._chunks.of(progress.table).plan
+        assert plan is not None
+        version = self._versions.by_schema(plan.schema_id)
+        try:
+            if not version.table.same_rows_as(self._target_version(progress).table):
+                raise TableRefused(
+                    progress.table,
+                    SchemaUnsupported(
+                        "the table's columns or key were changed at the source before it was loaded",
+                        remedy="drop the table at the target and set the pipeline up again",
+                    ),
+                )
+            span = Range(manifest.start, manifest.end)
+            partition = Partition(manifest.topic, manifest.partition)
+            rows = self._target.load(version, progress, number, manifest.rows, lambda: self._batches(partition, span))
+        except TableRefused as refused:
+            self._fail(progress.table, refused.cause)
+            return
+        self._loaded_of(progress).add(number)
+        if rows >= 0:
+            self.stats.chunks_loaded += 1
+            self.stats.rows_loaded += rows
+        self._moves_due = True
+
+    def _batches(self, partition: Partition, span: Range) -> Iterable[bytes]:
+        assert self._reader is not None
+        if span.start == span.end:
+            return
+        count = 0
+        for block in self._reader.read(partition, span):
+            count += block.count
+            for _, value in unpack(block.data):
+                if value is None:
+                    raise GapDetected(f"a batch in {partition.topic} is empty")
+                yield value
+        if count != span.end - span.start:
+            raise GapDetected(f"{partition.topic} holds {count} batches in {span}")
+
+    # ------------------------------------------------------------------------------------------------ tables
+
+    def _unfinished(self) -> bool:
+        return any(not self._is_settled(progress) for progress in self._mine())
+
+    def _is_settled(self, progress: TableProgress) -> bool:
+        return progress.state is TableState.FAILED or (progress.state is TableState.LIVE and progress.tied)
+
+    def _move_tables(self) -> bool:
+        """Bring tables to their next states; several at a time only where that costs nothing."""
+        now = self._clock()
+        if not self._moves_due and now - self._refreshed_at < self._limits.look_every:
+            return False
+        if now - self._refreshed_at >= self._limits.look_every:
+            settled = all(self._is_settled(progress) for progress in self._known.values())
+            waiting = any(progress.state is TableState.FAILED for progress in self._known.values())
+            if not settled or (waiting and now - self._refreshed_at >= 4 * self._limits.look_every):
+                if self._refresh():
+                    return True
+            else:
+                if not waiting:
+                    self._refreshed_at = now
+                    # Though all is settled, the target may have been restored to an earlier state meanwhile.
+                    if now - self._settled_at >= self._limits.settled_every:
+                        self._settled_at, self._refreshed_at = now, -1e9
+                        if self._refresh():
+                            return True
+                if not self._moves_due:
+                    return False
+        self._moves_due = False
+        for progress in self._mine():
+            try:
+                if self._move(progress):
+                    self._moves_due = True
+                    return True
+            except TableRefused as refused:
+                self._fail(refused.table, refused.cause)
+                return True
+        return False
+
+    def _refresh(self) -> bool:
+        """Look at what others did to the tables' states; return whether this worker had to begin anew."""
+        now = self._clock()
+        if now - self._refreshed_at < self._limits.look_every:
+            return False
+        self._refreshed_at = now
+        for table, progress in self._target.tables().items():
+            before = self._known.get(table)
+            if before is not None and progress.group in self._owned and table in self._made_with:
+                if (before.state, before.generation) != (progress.state, progress.generation):
+                    self._reload()
+                    return True
+            else:
+                self._known[table] = progress
+        return False
+
+    def _move(self, progress: TableProgress) -> bool:
+        """Bring one table to its next state, if it is ripe for that."""
+        chunks = self._chunks.of(progress.table)
+        generation = chunks.plan.generation if chunks.plan else -1
+        if progress.state is TableState.WAITING:
+            return self._prepare(progress)
+        if generation > progress.generation and progress.failed_in != TableState.WAITING.value:
+            return self._begin_generation(progress, generation)
+        match progress.state:
+            case TableState.LOADING:
+                return self._end_load(progress, chunks)
+            case TableState.INDEXING:
+                return self._finish(progress, chunks)
+            case TableState.LIVE if not progress.tied:
+                return self._tie(progress)
+            case _:
+                return False
+
+    def _prepare(self, progress: TableProgress) -> bool:
+        assert self._setup is not None
+        loads = self._setup.mode != Mode.CHANGES
+        state = TableState.LOADING if loads else TableState.INDEXING
+        move = self._table_move(progress.table, state=state)
+        self._target.prepare(self._target_version(progress), move)
+        self._known[progress.table] = self._target.tables()[progress.table]
+        return True
+
+    def _begin_generation(self, progress: TableProgress, generation: int) -> bool:
+        plan = self._chunks.of(progress.table).plan
+        assert plan is not None
+        move = self._table_move(
+            progress.table,
+            state=TableState.LOADING,
+            generation=generation,
+            progress=NOWHERE,
+            snapshot=-1,
+            rows=0,
+            error="",
+            remedy="",
+            failed_in="",
+        )
+        if progress.generation < 0:
+            self._write(Batch(tables=[move]))
+        else:
+            self._target.restart(self._target_version(progress), move)
+            self._known[progress.table] = move.progress
+        for cohort in self._cohorts:
+            cohort.tables.discard(progress.table)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
+        self._looked_at = -1e9
+        return True
+
+    def _end_load(self, progress: TableProgress, chunks: TableChunks) -> bool:
+        """Once everything final is loaded, healing last, the rows stand for one snapshot."""
+        snapshot = chunks.effective_snapshot()
+        if chunks.plan is None or not chunks.complete() or progress.generation != chunks.plan.generation:
+            return False
+        if snapshot is not None and snapshot not in self._chunks.snapshots:
+            return False
+        wanted = {number for number in chunks.manifests if number != HEAL}
+        if not wanted <= self._loaded_of(progress):
+            self._loaded.pop((progress.table, progress.generation))
+            if not wanted <= self._loaded_of(progress):
+                return False
+        if chunks.healed and HEAL not in self._loaded_of(progress):
+            self._load(progress, HEAL)
+            return True
+        rows = sum(manifest.rows for number, manifest in chunks.manifests.items() if number != HEAL)
+        if snapshot is None:
+            # A table without a single chunk: nothing was read, so it stands for the oldest snapshot there is.
+            snapshot = min(self._chunks.snapshots)
+        self._write(
+            Batch(tables=[self._table_move(progress.table, state=TableState.INDEXING, snapshot=snapshot, rows=rows)])
+        )
+        return True
+
+    def _finish(self, progress: TableProgress, chunks: TableChunks) -> bool:
+        """Once its indexes are there, a table begins to catch up where its snapshot ends."""
+        assert self._setup is not None and self._reader is not None
+        if not self._target.finish(self._target_version(progress), progress):
+            return False
+        if progress.snapshot < 0:
+            start = Progress(0, -1, self._setup.position)
+        else:
+            xmin = self._chunks.snapshots[progress.snapshot].xmin
+            if xmin not in self._beginnings:
+                self._beginnings[xmin] = Beginning(self._reader, self._topics, self._setup.position, xmin)
+            start = self._beginnings[xmin].find()
+        self._write(Batch(tables=[self._table_move(progress.table, state=TableState.CATCHING_UP, progress=start)]))
+        cohort = self._cohort_at(start)
+        cohort.tables.add(progress.table)
+        self._join(cohort)
+        return True
+
+    def _tie(self, progress: TableProgress) -> bool:
+        """Make foreign keys when all that they tie together is live."""
+        tied = self._tied_to[progress.table]
+        if any(table not in self._known or self._known[table].state is not TableState.LIVE for table in tied):
+            return False
+        assert self._setup is not None
+        try:
+            if not self._target.tie(self._target_version(progress), progress, last=self._setup.mode == Mode.LOAD):
+                return False
+        except TableRefused as refused:
+            # The rows are what the source's are: a key that does not hold is told, but stops nothing.
+            error, remedy = f"{type(refused.cause).__name__}: {refused.cause}", refused.cause.remedy
+            self._write(Batch(tables=[self._table_move(progress.table, tied=True, error=error, remedy=remedy)]))
+            return True
+        self._write(Batch(tables=[self._table_move(progress.table, tied=True)]))
+        return True

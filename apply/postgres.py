@@ -1,0 +1,512 @@
+"""PostgreSQL as a target: rows and progress in one transaction, its first statement the comparison."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psycopg
+
+from apply import postgres_state as state
+from apply.postgres_build import Builder
+from apply.postgres_merge import DIRECT, QUEUED, Stages, Work, Writer
+from apply.postgres_session import Session, StatementFailed
+from apply.postgres_shape import Shape, require, shape_of
+from apply.target import Batch, Change, Progress, TableMove, TableProgress, TableRefused
+from codec.copy import load_rows
+from codec.net import Net
+from conversion.ddl import after_load, create_table, foreign_keys, objects_statements
+from conversion.loss import losses
+from engines.postgres.connect import connect
+from engines.postgres.errors import translate, translated
+from engines.postgres.quoting import literal, quote
+from schemas.errors import (
+    GapDetected,
+    LogRewound,
+    PrerequisiteMissing,
+    ReplicationError,
+    RowError,
+    SchemaUnsupported,
+    TargetUnavailable,
+    TransientError,
+    WriteConflict,
+)
+from schemas.frontier import HEAL
+from schemas.pipeline import Prepare, TargetSettings
+from schemas.table import Objects, Table, TableId
+from transport.views import Registered
+
+BUILDS_AT_ONCE = 4
+HEAL_BYTES = 32 << 20
+
+HAS_ROWS = "select exists (select from {table})"
+
+# Keys that refer to a table hold it; those of tables of this pipeline are made again when all is live.
+DROP_KEYS = """
+select n.nspname, c.relname, f.conname,
+       exists (select from penstock.tables t
+               where t.pipeline = %s and t.table_schema = n.nspname and t.table_name = c.relname)
+from pg_constraint f
+join pg_class c on c.oid = f.conrelid
+join pg_namespace n on n.oid = c.relnamespace
+where f.confrelid = %s and f.contype = 'f' and f.conparentid = 0
+"""
+
+SET_SEQUENCE = """
+select pg_catalog.setval({sequence}::regclass, highest.value)
+from (select max({column}) as value from {table}) as highest, {name} as now
+where highest.value > now.last_value
+"""
+
+
+class PostgresTarget:
+    """A PostgreSQL database. One connection does the work; indexes and keys are made on others."""
+
+    def __init__(self, settings: TargetSettings, pipeline: str) -> None:
+        self._settings, self._pipeline = settings, pipeline
+        self._url = settings.url.get_secret_value()
+        self._key = state.text(pipeline)
+        self._application = f"penstock {pipeline} apply"
+        self._opened: Session | None = None
+        self._stages: Stages | None = None
+        self._builder = Builder(self._url, self._application, BUILDS_AT_ONCE)
+        self._writers: dict[int, Writer] = {}
+        self._tables: dict[TableId, Table] = {}
+        self._objects = Objects()
+
+    # --------------------------------------------------------------------------------------------- bookkeeping
+
+    def open(self, log: str) -> None:
+        with translated("target", "connecting"):
+            self._opened = Session(self._url, self._application)
+        self._stages = Stages(self._opened)
+        connection = self._opened.connection
+        with translated("target", "making the schema penstock"):
+            state.create(connection)
+            with connection.transaction():
+                connection.execute(state.ADD_PIPELINE, [self._pipeline, log])
+                row = connection.execute(state.LOG_OF, [self._pipeline]).fetchone()
+            # What a crash of the server takes back it takes back together with the progress, and it is applied again.
+            connection.execute("set synchronous_commit = off")
+        if row is not None and row[0] != log:
+            raise LogRewound(
+                f"the progress in target {self._settings.name} was made in another log of pipeline {self._pipeline}",
+                remedy="restore that log; or remove the pipeline from schema penstock of the target, and load again",
+            )
+
+    @property
+    def _session(self) -> Session:
+        if self._opened is None:
+            raise TargetUnavailable("the target is not open")
+        return self._opened
+
+    def register(
+        self,
+        groups: Mapping[int, Progress],
+        tables: Sequence[TableProgress],
+        definitions: Sequence[Table],
+        objects: Objects,
+    ) -> None:
+        self._tables = {table.id: table for table in definitions}
+        self._objects = objects
+        connection = self._session.connection
+        with translated("target", "noting the tables"):
+            state.add(connection, self._pipeline, groups, tables)
+        if self._settings.prepare is Prepare.KEEP:
+            return
+        with translated("target", "making schemas, types and sequences"), connection.transaction():
+            connection.execute("select pg_advisory_xact_lock(%s)", [state.LOCK])
+            row = connection.execute(state.OBJECTS_MADE, [self._pipeline]).fetchone()
+            if row is not None and not row[0]:
+                for statement in objects_statements(objects, definitions, version=self._major):
+                    connection.execute(statement)
+                connection.execute(state.NOTE_OBJECTS, [self._pipeline])
+
+    @property
+    def _major(self) -> int:
+        return self._session.version // 10_000
+
+    def groups(self) -> dict[int, Progress]:
+        # Whoever asks begins anew: what tables are like may have changed while they were another's.
+        self._writers.clear()
+        with translated("target", "reading the progress"):
+            return state.groups(self._session.connection, self._pipeline)
+
+    def tables(self) -> dict[TableId, TableProgress]:
+        with translated("target", "reading the tables' states"):
+            return state.tables(self._session.connection, self._pipeline)
+
+    def chunks(self, table: TableProgress) -> set[int]:
+        with translated("target", "reading the chunks"):
+            return state.chunks(self._session.connection, self._pipeline, table)
+
+    def resume(self, table: TableId) -> bool:
+        with translated("target", "resuming a table"):
+            return self._session.connection.execute(state.RESUME, [self._pipeline, *table]).rowcount == 1
+
+    # ----------------------------------------------------------------------------------------------- transaction
+
+    @contextmanager
+    def _transaction(self, doing: str, *, durable: bool) -> Iterator[Session]:
+        """A transaction that is committed at the end of the block, and rolled back by any exception.
+
+        Driver's errors come out as ours: with `TableRefused` around, if they are due to one table.
+        """
+        session = self._session
+        try:
+            session.queue("begin")
+            if durable:
+                session.queue("set local synchronous_commit = on")
+            yield session
+            session.flush()
+            session.run("commit")
+        except BaseException as error:
+            self._ended(committed=False)
+            if isinstance(error, StatementFailed):
+                raise self._refusal(error, doing) from error.error
+            if isinstance(error, psycopg.Error):
+                raise translate(error, "target", doing) from error
+            raise
+        self._ended(committed=True)
+
+    def _ended(self, *, committed: bool) -> None:
+        assert self._stages is not None
+        self._stages.ended(committed=committed)
+        if committed:
+            self._stages.trim()
+            return
+        # If the connection is lost there is nothing to roll back; whatever comes next will find that out.
+        with contextlib.suppress(psycopg.Error, StatementFailed):
+            self._session.rollback()
+
+    def _refusal(self, failed: StatementFailed, doing: str) -> Exception:
+        table = failed.label
+        if not isinstance(table, TableId):
+            return translate(failed.error, "target", doing)
+        error = translate(failed.error, "target", f"writing {table}")
+        return error if isinstance(error, TransientError) else TableRefused(table, error)
+
+    # --------------------------------------------------------------------------------------------------- tables
+
+    def _shape(self, table: Table) -> Shape:
+        with translated("target", f"looking at {table.id}"):
+            return require(shape_of(self._session.connection, table.id), table)
+
+    def _writer(self, version: Registered) -> Writer:
+        """Return how to write to a table; it is looked at once for each state that it is in."""
+        writer = self._writers.get(version.schema_id)
+        if writer is None:
+            assert self._stages is not None
+            self._session.flush()
+            try:
+                shape = self._shape(version.table)
+            except SchemaUnsupported as error:
+                raise TableRefused(version.table.id, error) from error
+            writer = Writer(self._session, self._stages, version, shape)
+            writer.require_harmless()
+            self._writers[version.schema_id] = writer
+        return writer
+
+    def _look_again(self, table: TableId) -> None:
+        for schema_id in [id for id, writer in self._writers.items() if writer.id == table]:
+            del self._writers[schema_id]
+
+    def prepare(self, version: Registered, move: TableMove) -> None:
+        table = version.table
+        doing = f"preparing {table.id}"
+        try:
+            with self._transaction(doing, durable=True) as session:
+                session.query(f"select pg_advisory_xact_lock({state.LOCK})")
+                made = self._prepare(table)
+                state.queue_moves(
+                    session, self._key, [], [TableMove(move.after, replace(move.progress, made=made, tied=not made))]
+                )
+        except TransientError:
+            raise
+        except ReplicationError as error:
+            raise TableRefused(table.id, error) from error
+        self._look_again(table.id)
+
+    def _prepare(self, table: Table) -> bool:
+        """Make the table, or see that it fits; return whether it was made."""
+        connection, prepare = self._session.connection, self._settings.prepare
+        self._session.flush()
+        name = quote(*table.id)
+        shape = shape_of(connection, table.id)
+        if shape is not None and prepare is Prepare.DROP_AND_CREATE:
+            self._drop(table.id, shape)
+            shape = None
+        if shape is None and prepare is not Prepare.KEEP:
+            if refused := [loss for loss in losses(table, self._major) if loss.refused]:
+                raise SchemaUnsupported(
+                    f"{table.id} can't be made on PostgreSQL {self._major}: "
+                    + "; ".join(f"{loss.what}: {loss.consequence}" for loss in refused),
+                    remedy="leave the table out, or use a newer target",
+                )
+            for statement in create_table(table, self._objects, version=self._major):
+                connection.execute(statement)
+            return True
+        if shape is not None and prepare is Prepare.CREATE:
+            raise PrerequisiteMissing(
+                f"the target has a table {table.id} already",
+                remedy="drop it, or set prepare: keep, truncate or drop-and-create for the target",
+            )
+        shape = require(shape, table)
+        if prepare is Prepare.TRUNCATE:
+            self._empty(name, shape)
+        return False
+
+    def _drop(self, table: TableId, shape: Shape) -> None:
+        connection = self._session.connection
+        for schema, name, key, ours in connection.execute(DROP_KEYS, [self._pipeline, shape.oid]).fetchall():
+            if not ours:
+                raise PrerequisiteMissing(
+                    f"{schema}.{name} refers to {table}, which is to be dropped",
+                    remedy=f"drop the foreign key {key} of {schema}.{name}, or set prepare: truncate",
+                )
+            connection.execute(f"alter table {quote(schema, name)} drop constraint {quote(key)}")
+        kind = {"v": "view", "m": "materialized view", "f": "foreign table"}.get(shape.relkind, "table")
+        connection.execute(f"drop {kind} {quote(*table)}")
+
+    def _empty(self, name: str, shape: Shape) -> None:
+        """Empty a table. One that others refer to can't be truncated without them; where we may, its rows go alone."""
+        connection = self._session.connection
+        if shape.referenced and self._session.replica:
+            connection.execute(f"delete from {shape.only}{name}")
+        else:
+            connection.execute(f"truncate {shape.only}{name}")
+
+    def restart(self, version: Registered, move: TableMove) -> None:
+        table = version.table
+        try:
+            with self._transaction(f"emptying {table.id}", durable=True) as session:
+                # First the state: that waits for whoever loads a chunk, and keeps everybody else from beginning.
+                state.queue_moves(session, self._key, [], [move])
+                session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
+                session.flush()
+                self._empty(quote(*table.id), self._shape(table))
+        except TransientError:
+            raise
+        except ReplicationError as error:
+            raise TableRefused(table.id, error) from error
+        self._look_again(table.id)
+
+    # ----------------------------------------------------------------------------------------------------- load
+
+    def load(
+        self,
+        version: Registered,
+        table: TableProgress,
+        chunk: int,
+        rows: int,
+        batches: Callable[[], Iterable[bytes]],
+    ) -> int:
+        writer = self._writer(version)
+        try:
+            return self._load(writer, table, chunk, rows, batches, merge=chunk == HEAL)
+        except TableRefused as refused:
+            # A row that an update moved between two snapshots may have been read twice; healing puts it right.
+            cause = refused.__cause__
+            if not isinstance(cause, psycopg.errors.UniqueViolation) or chunk == HEAL or not writer.key:
+                raise
+        return self._load(writer, table, chunk, rows, batches, merge=True)
+
+    def _load(
+        self,
+        writer: Writer,
+        table: TableProgress,
+        chunk: int,
+        rows: int,
+        batches: Callable[[], Iterable[bytes]],
+        *,
+        merge: bool,
+    ) -> int:
+        there: list[bool] = []
+
+        def held(result: psycopg.pq.abc.PGresult) -> None:
+            if result.ntuples != 1:
+                raise WriteConflict(f"{table.table} is not loading generation {table.generation} any more")
+
+        key = [self._key, *map(state.text, table.table), state.text(table.generation)]
+        with self._transaction(f"loading {table.table}", durable=False) as session:
+            session.queue(state.HOLD_TABLE, key, held)
+            session.queue(
+                state.ADD_CHUNK,
+                [*key, state.text(chunk), state.text(max(rows, 0))],
+                lambda result: there.append(result.command_tuples != 1),
+            )
+            session.flush()
+            if there[0]:
+                return -1
+            done = self._merge_batches(writer, batches()) if merge else self._copy_batches(writer, batches())
+            if chunk != HEAL and done != rows:
+                raise GapDetected(f"chunk {chunk} of {table.table} holds {done} rows instead of {rows}")
+        return done
+
+    def _copy_batches(self, writer: Writer, batches: Iterable[bytes]) -> int:
+        return writer.copy((self._rows(writer, batch) for batch in batches), writer.binary)
+
+    @staticmethod
+    def _rows(writer: Writer, batch: bytes) -> bytes:
+        try:
+            return load_rows(writer.version.layout, batch, binary=writer.binary)
+        except RowError as error:
+            raise TableRefused(writer.id, error) from error
+
+    def _merge_batches(self, writer: Writer, batches: Iterable[bytes]) -> int:
+        done = 0
+        net = Net(writer.version.layout, binary=writer.binary)
+        for batch in batches:
+            done += net.add_batch(batch)
+            if net.pending_bytes >= HEAL_BYTES:
+                Work(writer, Change(writer.version, net, exact=False)).run()
+                net = Net(writer.version.layout, binary=writer.binary)
+        Work(writer, Change(writer.version, net, exact=False)).run()
+        self._session.flush()
+        return done
+
+    # ---------------------------------------------------------------------------------------------- after the load
+
+    def finish(self, version: Registered, table: TableProgress) -> bool:
+        definition = version.table
+        statements = after_load(definition, version=self._major) if table.made else []
+        statements.append(f"analyze {quote(*definition.id)}")
+        return self._build("finish", definition.id, statements)
+
+    def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
+        if not table.made:
+            return True
+        statements = self._sequences(version.table)
+        # Keys that are looked at while changes go on would refuse what is right only at the end of a transaction.
+        if self._session.replica or last:
+            statements += self._keys(version.table)
+        return self._build("tie", version.table.id, statements)
+
+    def _keys(self, table: Table) -> list[str]:
+        """Return what makes the foreign keys, without holding up the writing to either table for long."""
+        statements: list[str] = []
+        for key in table.definition.foreign_keys:
+            one = table.model_copy(update={"definition": table.definition.model_copy(update={"foreign_keys": (key,)})})
+            for statement in foreign_keys(one, self._tables.keys(), version=self._major):
+                if key.definition.upper().endswith((" NOT VALID", " NOT ENFORCED")) or table.definition.partition_key:
+                    statements.append(statement)
+                else:
+                    statements.append(f"{statement} not valid")
+                    statements.append(f"alter table {quote(*table.id)} validate constraint {quote(key.name)}")
+        return statements
+
+    @staticmethod
+    def _sequences(table: Table) -> list[str]:
+        """Return what sets the columns' own sequences behind the highest value that was loaded, never back."""
+        whole = {"smallint", "integer", "bigint"}
+        return [
+            SET_SEQUENCE.format(
+                sequence=literal(quote(*column.sequence)),
+                name=quote(*column.sequence),
+                column=quote(column.name),
+                table=quote(*table.id),
+            )
+            for column in table.definition.columns
+            if column.sequence is not None and column.source_type in whole
+        ]
+
+    def _build(self, what: str, table: TableId, statements: list[str]) -> bool:
+        try:
+            done = self._builder.go_on((what, table), statements)
+        except psycopg.Error as error:
+            ours = translate(error, "target", f"making indexes and keys of {table}")
+            if isinstance(ours, TransientError):
+                raise ours from error
+            raise TableRefused(table, ours) from error
+        if done:
+            self._look_again(table)
+        return done
+
+    # ---------------------------------------------------------------------------------------------------- write
+
+    def net(self, version: Registered, expected: int) -> Net:
+        return Net(version.layout, binary=self._writer(version).binary and expected > DIRECT)
+
+    def write(self, batch: Batch) -> None:
+        durable = any(move.after.state is not move.progress.state for move in batch.tables) or bool(batch.changes)
+        with self._transaction("applying changes", durable=durable) as session:
+            state.queue_moves(session, self._key, batch.groups, batch.tables)
+            state.queue_counts(session, self._key, batch.changes)
+            for piece in batch.pieces:
+                self._write_piece(piece)
+        for move in batch.tables:
+            if move.after.state is not move.progress.state:
+                self._look_again(move.after.table)
+
+    def _write_piece(self, piece: Sequence[Change]) -> None:
+        session = self._session
+        self._truncate([change for change in piece if change.net.truncated])
+        writers = [self._writer(change.version) for change in piece]
+        works = [Work(writer, change) for writer, change in zip(writers, piece, strict=True)]
+        if all(writer.alone for writer in writers):
+            # Large ones first: what is queued for the small ones then goes with the end of the transaction.
+            for work in sorted(works, key=lambda work: work.waits, reverse=True):
+                work.run()
+                if session.queued >= QUEUED:
+                    session.flush()
+            return
+        session.queue("set constraints all deferred")
+        ordered = _parents_first(works)
+        for work in reversed(ordered):
+            work.first_half()
+            session.flush()
+        for work in ordered:
+            work.second_half()
+            session.flush()
+
+    def _truncate(self, changes: list[Change]) -> None:
+        """Empty tables, all in one statement, because they may refer to each other."""
+        if not changes:
+            return
+        writers = [self._writer(change.version) for change in changes]
+        emptied = {writer.shape.oid for writer in writers}
+        together = [writer for writer in writers if writer.shape.referenced <= emptied]
+        if together:
+            self._session.run(f"truncate {', '.join(writer.target for writer in together)}", together[0].id)
+        for writer in writers:
+            if writer not in together:
+                self._session.run(f"delete from {writer.target}", writer.id)
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):
+            self._builder.close()
+        if self._opened is not None:
+            self._opened.close()
+            self._opened = None
+
+
+def forget_pipeline(settings: TargetSettings, pipeline: str) -> bool:
+    """Remove a pipeline's progress from a target, but none of its tables; return whether there was anything."""
+    with (
+        translated("target", "removing the progress of a pipeline"),
+        contextlib.closing(
+            connect(settings.url.get_secret_value(), role="control", application="penstock drop")
+        ) as connection,
+    ):
+        return state.forget(connection, pipeline)
+
+
+def _parents_first(works: list[Work]) -> list[Work]:
+    """Return the works with tables that others refer to before these; in a circle the order is as it comes."""
+    by_oid = {work.writer.shape.oid: work for work in works}
+    ordered: dict[int, Work] = {}
+    visiting: set[int] = set()
+
+    def put(oid: int) -> None:
+        if oid in ordered or oid in visiting or oid not in by_oid:
+            return
+        visiting.add(oid)
+        for parent in sorted(by_oid[oid].writer.shape.references):
+            put(parent)
+        ordered[oid] = by_oid[oid]
+
+    for oid in sorted(by_oid):
+        put(oid)
+    return list(ordered.values())

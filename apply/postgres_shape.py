@@ -1,0 +1,263 @@
+"""What a table is like on the target: read from its catalogue, because it may not have been made by us."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from engines.postgres.quoting import quote
+from schemas.errors import SchemaUnsupported
+from schemas.table import Column, Table, TableId
+from schemas.types import Kind
+
+RELATION = """
+select c.oid::int8, c.relkind::text,
+       exists (select from pg_trigger t where t.tgrelid = c.oid and not t.tgisinternal and t.tgenabled in ('O', 'A')),
+       exists (select from pg_constraint f
+               where f.confrelid = c.oid and f.contype = 'f'
+                 and (f.confdeltype in ('c', 'n', 'd') or f.confupdtype in ('c', 'n', 'd'))),
+       array(select distinct f.confrelid::int8 from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'),
+       array(select distinct f.conrelid::int8 from pg_constraint f where f.confrelid = c.oid and f.contype = 'f')
+from pg_class c
+join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'f', 'v', 'm')
+"""
+
+# A domain is looked through to the type that it rests on at last: that is what is sent.
+COLUMNS = """
+with recursive base as (
+    select a.attnum, a.atttypid as oid, a.atttypmod as typmod
+    from pg_attribute a
+    where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+    union all
+    select b.attnum, t.typbasetype, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end
+    from base b
+    join pg_type t on t.oid = b.oid
+    where t.typtype = 'd'
+)
+select a.attname, a.atttypid::int8, a.atttypmod, format_type(a.atttypid, a.atttypmod), b.oid::int8, b.typmod,
+       t.typtype::text, bn.nspname, t.typname, a.attidentity::text, a.attgenerated::text, a.attnotnull, a.atthasdef
+from pg_attribute a
+join base b on b.attnum = a.attnum
+join pg_type t on t.oid = b.oid and t.typtype <> 'd'
+join pg_namespace bn on bn.oid = t.typnamespace
+where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+
+# Indexes of partitions count too, where they are not merely a part of the root's.
+UNIQUES = """
+select i.indrelid::int8 = %(oid)s, i.indimmediate, i.indisvalid and i.indisready,
+       i.indpred is not null or i.indexprs is not null, i.indisexclusion,
+       array(select a.attname
+             from unnest(i.indkey::int2[]) with ordinality as k (number, place)
+             join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
+             where k.place <= i.indnkeyatts)
+from pg_index i
+join pg_class c on c.oid = i.indexrelid
+where (i.indisunique or i.indisexclusion)
+  and (i.indrelid = %(oid)s
+       or (not c.relispartition and i.indrelid in (select relid from pg_partition_tree(%(root)s::regclass))))
+"""
+
+BINARY: Mapping[Kind, frozenset[int]] = {
+    Kind.BOOL: frozenset({16}),
+    Kind.INT16: frozenset({21}),
+    Kind.INT32: frozenset({23}),
+    Kind.INT64: frozenset({20}),
+    Kind.FLOAT32: frozenset({700}),
+    Kind.FLOAT64: frozenset({701}),
+    Kind.DATE: frozenset({1082}),
+    Kind.TIME: frozenset({1083}),
+    Kind.TIMESTAMP: frozenset({1114}),
+    Kind.TIMESTAMPTZ: frozenset({1184}),
+    Kind.BYTES: frozenset({17}),
+    Kind.TEXT: frozenset({19, 25, 114, 1042, 1043}),
+    Kind.JSONB: frozenset({3802}),
+    Kind.UUID: frozenset({2950}),
+    Kind.NUMERIC: frozenset({1700}),
+}
+"""Types whose binary form is the one that the transcoder writes for a kind; enumerations go with TEXT."""
+
+WIDER: Mapping[int, frozenset[int]] = {
+    21: frozenset({23, 20, 1700}),
+    23: frozenset({20, 1700}),
+    20: frozenset({1700}),
+    700: frozenset({701}),
+    1043: frozenset({25}),
+    25: frozenset({1043}),
+    114: frozenset({25, 3802}),
+    2950: frozenset({25}),
+    1082: frozenset({1114}),
+}
+"""Types that hold every value of another and take its text; the length of the second is looked at as well."""
+
+NUMERIC, VARCHAR, CHAR, TEXT = 1700, 1043, 1042, 25
+FIRST_USER_OID = 16_384
+
+
+class TargetColumn(NamedTuple):
+    """A column as it is on the target; `base` is its type, or what its domain rests on."""
+
+    name: str
+    type_oid: int
+    typmod: int
+    written: str
+    base: int
+    base_typmod: int
+    typtype: str
+    base_schema: str
+    base_name: str
+    identity: str
+    generated: str
+    not_null: bool
+    has_default: bool
+
+    @property
+    def cast(self) -> str:
+        """The type without its modifier, by which a cast would cut values silently."""
+        return quote(self.base_schema, self.base_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A table of the target, as far as it matters to writing rows."""
+
+    oid: int
+    relkind: str
+    columns: Mapping[str, TargetColumn]
+    uniques: tuple[frozenset[str], ...]  # of plain, immediate unique indexes: what `on conflict` can name
+    others: tuple[frozenset[str], ...]  # of everything else that may collide; empty: expressions
+    triggers: bool
+    cascades: bool  # something else changes when rows of this table do
+    references: frozenset[int]
+    referenced: frozenset[int]
+
+    @property
+    def only(self) -> str:
+        """What keeps a statement off the tables that inherit from this one; a partitioned one has rows only below."""
+        return "only " if self.relkind == "r" else ""
+
+    def may_collide(self, key: frozenset[str]) -> bool:
+        """Whether a constraint over other columns than the key may refuse a row. One whose columns hold the whole
+        key can't, if the key itself is unique."""
+        covered = any(unique <= key for unique in self.uniques)
+        return any(not (covered and key <= unique) for unique in (*self.uniques, *self.others) if unique != key)
+
+    def takes_binary(self, table: Table) -> bool:
+        """Whether the columns of the table can be written in binary form."""
+        return all(
+            (found := self.columns[column.name]).base in BINARY.get(column.kind, ())
+            or (column.kind is Kind.TEXT and found.typtype == "e")
+            for column in table.columns
+        )
+
+
+def shape_of(connection: psycopg.Connection, table: TableId) -> Shape | None:
+    """Return what a table is like; None if there is none of that name."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        relation = cursor.execute(RELATION, [table.schema, table.name]).fetchone()
+        if relation is None:
+            return None
+        oid, relkind, triggers, cascades, references, referenced = relation
+        columns = {row[0]: TargetColumn(*row) for row in cursor.execute(COLUMNS, {"oid": oid})}
+        uniques: list[frozenset[str]] = []
+        others: list[frozenset[str]] = []
+        for of_root, immediate, valid, partial, exclusion, names in cursor.execute(UNIQUES, {"oid": oid, "root": oid}):
+            plain = of_root and immediate and valid and not partial and not exclusion
+            if plain:
+                uniques.append(frozenset(names))
+            else:
+                others.append(frozenset() if partial or exclusion else frozenset(names))
+    return Shape(
+        oid,
+        relkind,
+        columns,
+        tuple(uniques),
+        tuple(others),
+        triggers,
+        cascades,
+        frozenset(references) - {oid},
+        frozenset(referenced) - {oid},
+    )
+
+
+def misfits(shape: Shape, table: Table) -> list[str]:
+    """Return why rows of the table could not be written there, or not as they are."""
+    if shape.relkind not in {"r", "p"}:
+        return ["it is no table that rows can be written to"]
+    found: list[str] = []
+    for column in table.columns:
+        target = shape.columns.get(column.name)
+        if target is None:
+            found.append(f"column {column.name} is missing")
+        elif target.generated:
+            found.append(f"column {column.name} is generated")
+        elif not _fits(column, target):
+            found.append(f"column {column.name} is {target.written}, which does not hold every {column.source_type}")
+    carried = {column.name for column in table.columns}
+    found += [
+        f"column {column.name} is not null, and the source has none of that name"
+        for column in shape.columns.values()
+        if column.name not in carried
+        and column.not_null
+        and not (column.has_default or column.identity or column.generated)
+    ]
+    return found
+
+
+def require(shape: Shape | None, table: Table) -> Shape:
+    """Return the shape, or raise `SchemaUnsupported` if there is no such table or rows would not fit."""
+    if shape is None:
+        raise SchemaUnsupported(
+            f"the target has no table {table.id}", remedy="create it, or set prepare: create for the target"
+        )
+    if problems := misfits(shape, table):
+        raise SchemaUnsupported(
+            f"the target's table {table.id} does not fit: {'; '.join(problems)}",
+            remedy="alter the table, or set prepare: drop-and-create",
+        )
+    return shape
+
+
+def _fits(column: Column, target: TargetColumn) -> bool:
+    """Whether every value of the source's column is one of the target's. COPY cuts and rounds without a word."""
+    if column.source_type == target.written:
+        return True
+    if column.type_oid == 0 or column.type_oid >= FIRST_USER_OID:
+        # An engine's own or a user's type: by name, or as the text that it is carried as.
+        return target.base == TEXT and column.kind in {Kind.TEXT, Kind.OTHER}
+    if target.base == TEXT:
+        return column.kind in {Kind.TEXT, Kind.OTHER, Kind.UUID, Kind.JSONB}
+    if column.type_oid == target.base:
+        return _holds(column.type_oid, column.type_modifier, target.base_typmod)
+    if target.base not in WIDER.get(column.type_oid, ()):
+        return False
+    return target.base_typmod == -1 or (
+        target.base == VARCHAR and column.type_oid == CHAR and column.type_modifier <= target.base_typmod
+    )
+
+
+def _holds(oid: int, source: int, target: int) -> bool:
+    """Whether a type with the target's modifier holds what it holds with the source's."""
+    if target in (-1, source):
+        return True
+    if source == -1:
+        return False
+    if oid == NUMERIC:
+        whole, scale = _numeric(source)
+        target_whole, target_scale = _numeric(target)
+        return target_whole >= whole and target_scale >= scale
+    if oid in {VARCHAR, 1083, 1114, 1184, 1266}:
+        return target >= source
+    return False
+
+
+def _numeric(typmod: int) -> tuple[int, int]:
+    """Return the digits before and behind the point; the scale is 11 bits, with sign, since PostgreSQL 15."""
+    precision, scale = (typmod - 4) >> 16 & 0xFFFF, ((typmod - 4) & 0x7FF ^ 1024) - 1024
+    return precision - scale, scale

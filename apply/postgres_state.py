@@ -1,0 +1,312 @@
+"""What a PostgreSQL target remembers, in its schema `penstock`: where every group and table stands, chunks loaded.
+
+Names here are all our own, so the SQL is written out; the only identifiers from outside are values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from apply.postgres_session import Session
+from apply.target import GroupMove, Progress, TableMove, TableProgress
+from schemas.errors import WriteConflict
+from schemas.states import TableState
+from schemas.table import TableId
+
+LOCK = 5_038_219_167
+"""Advisory lock under which workers make what must be made once."""
+
+CREATE = """
+create schema if not exists penstock;
+
+create table if not exists penstock.pipelines (
+    pipeline   text primary key,
+    log        text not null,
+    objects    boolean not null default false,
+    created_at timestamptz not null default clock_timestamp()
+);
+
+-- One row for each group, changed in every transaction: room for new versions beside the old ones keeps them in place.
+create table if not exists penstock.progress (
+    pipeline    text not null,
+    grp         integer not null,
+    frontier    bigint not null,
+    epoch       bigint not null,
+    position    bigint not null,
+    commit_time bigint not null,
+    captured_at bigint not null,
+    updated_at  timestamptz not null default clock_timestamp(),
+    primary key (pipeline, grp)
+) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+create table if not exists penstock.tables (
+    pipeline     text not null,
+    table_schema text not null,
+    table_name   text not null,
+    grp          integer not null,
+    state        text not null,
+    schema_id    bigint not null,
+    generation   integer not null,
+    frontier     bigint not null,
+    epoch        bigint not null,
+    position     bigint not null,
+    commit_time  bigint not null,
+    captured_at  bigint not null,
+    snapshot     bigint not null,
+    rows_loaded  bigint not null,
+    changes      bigint not null,
+    made         boolean not null,
+    tied         boolean not null,
+    error        text not null,
+    remedy       text not null,
+    failed_in    text not null,
+    updated_at   timestamptz not null default clock_timestamp(),
+    primary key (pipeline, table_schema, table_name)
+) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 2000);
+
+create table if not exists penstock.chunks (
+    pipeline     text not null,
+    table_schema text not null,
+    table_name   text not null,
+    generation   integer not null,
+    chunk        integer not null,
+    rows_loaded  bigint not null,
+    loaded_at    timestamptz not null default clock_timestamp(),
+    primary key (pipeline, table_schema, table_name, generation, chunk)
+);
+"""
+
+IS_THERE = "select to_regclass('penstock.chunks') is not null"
+
+ADD_PIPELINE = "insert into penstock.pipelines (pipeline, log) values (%s, %s) on conflict do nothing"
+
+LOG_OF = "select log from penstock.pipelines where pipeline = %s"
+
+OBJECTS_MADE = "select objects from penstock.pipelines where pipeline = %s"
+
+NOTE_OBJECTS = "update penstock.pipelines set objects = true where pipeline = %s"
+
+ADD_GROUP = """
+insert into penstock.progress (pipeline, grp, frontier, epoch, position, commit_time, captured_at)
+values (%s, %s, %s, %s, %s, %s, %s)
+on conflict do nothing
+"""
+
+ADD_TABLE = """
+insert into penstock.tables (pipeline, table_schema, table_name, grp, state, schema_id, generation, frontier, epoch,
+                             position, commit_time, captured_at, snapshot, rows_loaded, made, tied, error, remedy,
+                             failed_in, changes)
+values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+on conflict do nothing
+"""
+
+GROUPS = """
+select grp, frontier, epoch, position, commit_time, captured_at
+from penstock.progress
+where pipeline = %s
+"""
+
+TABLES = """
+select table_schema, table_name, grp, state, schema_id, generation, frontier, epoch, position, commit_time,
+       captured_at, snapshot, rows_loaded, changes, made, tied, error, remedy, failed_in
+from penstock.tables
+where pipeline = %s
+order by table_schema, table_name
+"""
+
+CHUNKS = """
+select chunk
+from penstock.chunks
+where pipeline = %s and table_schema = %s and table_name = %s and generation = %s
+"""
+
+# The comparison and the change are one statement: of two owners the second waits for the first, and finds nothing.
+MOVE_GROUPS = """
+update penstock.progress as p
+set frontier = n.frontier, epoch = n.epoch, position = n.position, commit_time = n.commit_time,
+    captured_at = n.captured_at, updated_at = clock_timestamp()
+from unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
+            $9::bigint[])
+     as n (grp, old_frontier, old_epoch, frontier, epoch, position, commit_time, captured_at)
+where p.pipeline = $1 and p.grp = n.grp and p.frontier = n.old_frontier and p.epoch = n.old_epoch
+"""
+
+MOVE_TABLE = """
+update penstock.tables
+set state = $8, schema_id = $9, generation = $10, frontier = $11, epoch = $12, position = $13, commit_time = $14,
+    captured_at = $15, snapshot = $16, rows_loaded = $17, made = $18, tied = $19, error = $20, remedy = $21,
+    failed_in = $22, updated_at = clock_timestamp()
+where pipeline = $1 and table_schema = $2 and table_name = $3
+  and state = $4 and generation = $5 and frontier = $6 and epoch = $7
+"""
+
+COUNT_CHANGES = """
+update penstock.tables as t
+set changes = t.changes + n.changes
+from unnest($2::text[], $3::text[], $4::bigint[]) as n (table_schema, table_name, changes)
+where t.pipeline = $1 and t.table_schema = n.table_schema and t.table_name = n.table_name
+"""
+
+# Holds the table in its state and generation until the chunk is in; workers that load other chunks may do the same.
+HOLD_TABLE = """
+select 1
+from penstock.tables
+where pipeline = $1 and table_schema = $2 and table_name = $3 and state = 'loading' and generation = $4
+for share
+"""
+
+ADD_CHUNK = """
+insert into penstock.chunks (pipeline, table_schema, table_name, generation, chunk, rows_loaded)
+values ($1, $2, $3, $4, $5, $6)
+on conflict do nothing
+"""
+
+FORGET_CHUNKS = """
+delete from penstock.chunks
+where pipeline = $1 and table_schema = $2 and table_name = $3
+"""
+
+FORGET_PIPELINE = """
+delete from penstock.{table}
+where pipeline = %s
+"""
+
+IS_EMPTY = "select not exists (select from penstock.pipelines)"
+
+RESUME = """
+update penstock.tables
+set state = case when failed_in in ('live', 'catching-up') then 'catching-up' else failed_in end,
+    error = '', remedy = '', failed_in = '', updated_at = clock_timestamp()
+where pipeline = %s and table_schema = %s and table_name = %s and state = 'failed'
+"""
+
+
+def create(connection: psycopg.Connection) -> None:
+    """Make the tables, once, whoever comes first."""
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
+        row = connection.execute(IS_THERE).fetchone()
+        if row is None or not row[0]:
+            connection.execute(CREATE)
+
+
+def forget(connection: psycopg.Connection, pipeline: str) -> bool:
+    """Remove all that is kept of a pipeline, and with the last one the schema; return whether there was anything."""
+    with connection.transaction():
+        connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
+        row = connection.execute(IS_THERE).fetchone()
+        if row is None or not row[0]:
+            return False
+        for table in ("chunks", "tables", "progress", "pipelines"):
+            connection.execute(FORGET_PIPELINE.format(table=table).encode(), [pipeline])
+        row = connection.execute(IS_EMPTY).fetchone()
+        if row is not None and row[0]:
+            connection.execute("drop schema penstock cascade")
+    return True
+
+
+def groups(connection: psycopg.Connection, pipeline: str) -> dict[int, Progress]:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return {row[0]: Progress(*row[1:]) for row in cursor.execute(GROUPS, [pipeline])}
+
+
+def tables(connection: psycopg.Connection, pipeline: str) -> dict[TableId, TableProgress]:
+    found: dict[TableId, TableProgress] = {}
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        for schema, name, group, state, schema_id, generation, *rest in cursor.execute(TABLES, [pipeline]):
+            table = TableId(schema, name)
+            found[table] = TableProgress(
+                table, group, TableState(state), schema_id, generation, Progress(*rest[:5]), *rest[5:]
+            )
+    return found
+
+
+def add(
+    connection: psycopg.Connection,
+    pipeline: str,
+    groups: Mapping[int, Progress],
+    tables: Sequence[TableProgress],
+) -> None:
+    """Add what is not known yet."""
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(ADD_GROUP, [(pipeline, group, *progress) for group, progress in sorted(groups.items())])
+        cursor.executemany(
+            ADD_TABLE,
+            [
+                (pipeline, *t.table, t.group, *_state(t), t.changes)
+                for t in sorted(tables, key=lambda t: t.table)
+            ],
+        )
+
+
+def _state(table: TableProgress) -> list[object]:
+    """Return what may change of a table's row, in the order of the columns."""
+    found: list[object] = [table.state.value, table.schema_id, table.generation, *table.progress]
+    return [*found, table.snapshot, table.rows, table.made, table.tied, table.error, table.remedy, table.failed_in]
+
+
+def chunks(connection: psycopg.Connection, pipeline: str, table: TableProgress) -> set[int]:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return {row[0] for row in cursor.execute(CHUNKS, [pipeline, *table.table, table.generation])}
+
+
+def queue_moves(session: Session, pipeline: bytes, groups: Sequence[GroupMove], tables: Sequence[TableMove]) -> None:
+    """Queue the comparison and change of everything that moves."""
+    if groups:
+        wanted = len(groups)
+
+        def all_groups(result: psycopg.pq.abc.PGresult) -> None:
+            if result.command_tuples != wanted:
+                raise WriteConflict("another worker has moved the progress of a group")
+
+        columns = [
+            [move.group for move in groups],
+            [move.after.offset for move in groups],
+            [move.after.epoch for move in groups],
+            *(list(column) for column in zip(*(move.progress for move in groups), strict=True)),
+        ]
+        arrays = [b"{%s}" % ",".join(map(str, column)).encode() for column in columns]
+        session.queue(MOVE_GROUPS, [pipeline, *arrays], all_groups)
+    for move in tables:
+        queue_table(session, pipeline, move)
+
+
+def queue_table(session: Session, pipeline: bytes, move: TableMove) -> None:
+    before, after = move
+
+    def one_table(result: psycopg.pq.abc.PGresult) -> None:
+        if result.command_tuples != 1:
+            raise WriteConflict(f"another worker has moved {before.table}")
+
+    values: list[object] = [*before.table, before.state.value, before.generation]
+    values += [before.progress.offset, before.progress.epoch]
+    values += _state(after)
+    session.queue(MOVE_TABLE, [pipeline, *(text(value) for value in values)], one_table)
+
+
+def queue_counts(session: Session, pipeline: bytes, changes: Mapping[TableId, int]) -> None:
+    if changes:
+        counted = sorted(changes.items())
+        session.queue(
+            COUNT_CHANGES,
+            [
+                pipeline,
+                array([table.schema for table, _ in counted]),
+                array([table.name for table, _ in counted]),
+                b"{%s}" % ",".join(str(count) for _, count in counted).encode(),
+            ],
+        )
+
+
+def text(value: object) -> bytes:
+    """Return a value as the server reads it."""
+    return str(value).replace("\0", "").encode()
+
+
+def array(values: Sequence[str]) -> bytes:
+    """Return texts as the server reads an array."""
+    quoted = ('"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' for value in values)
+    return f"{{{','.join(quoted)}}}".encode()

@@ -1,0 +1,208 @@
+"""What a target promises, and the small values that go to and fro between it and the loop.
+
+Rows and progress change together, or not at all: that is the whole of exactly-once. Everything that the loop must
+remember is in the target; the loop reads it when it starts, and after every `WriteConflict`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import NamedTuple, Protocol
+
+from codec.net import Net
+from schemas.errors import ConfigInvalid, ReplicationError
+from schemas.pipeline import TargetSettings
+from schemas.states import TableState
+from schemas.table import Objects, Table, TableId
+from transport.views import Registered
+
+
+class Progress(NamedTuple):
+    """A place in the frontiers, and what the source was like there.
+
+    `offset` is the next of `p.frontier` to read, `epoch` the one in force there: validity of what follows can't be
+    judged without it.
+    """
+
+    offset: int
+    epoch: int
+    position: int
+    commit_time: int = 0
+    captured_at: int = 0
+
+
+NOWHERE = Progress(-1, -1, 0)
+"""The progress of a table that has no place in the frontiers yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableProgress:
+    """Where one table stands on a target."""
+
+    table: TableId
+    group: int
+    state: TableState = TableState.WAITING
+    schema_id: int = 0  # of the version that the target's table was made with
+    generation: int = -1  # of the plan whose chunks are loaded; -1 before there is one
+    progress: Progress = NOWHERE  # of its own: while it catches up, and where it stopped if it failed
+    snapshot: int = -1  # offset in `p.chunks` of the snapshot that its rows stand for; -1: none, take every change
+    rows: int = 0  # loaded
+    changes: int = 0  # applied; about right: what was counted since the last note is lost with the process
+    made: bool = False  # we made the table, so its indexes and keys are ours to make too
+    tied: bool = False  # its foreign keys are made, or not ours to make
+    error: str = ""
+    remedy: str = ""
+    failed_in: str = ""  # the state that the error came in, to go on from
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Net changes of one table, folded to one write a key (or in order, for a table without key)."""
+
+    version: Registered
+    net: Net
+    exact: bool = True  # the source's own changes, so that none may be missing on the target; not so when healing
+
+
+class GroupMove(NamedTuple):
+    """A group goes from one place to the next; refused if it is not at `after` any more."""
+
+    group: int
+    after: Progress
+    progress: Progress
+
+
+class TableMove(NamedTuple):
+    """A table's state goes from one value to the next; refused if it is not at `after` any more."""
+
+    after: TableProgress
+    progress: TableProgress
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What changes in one transaction of the target.
+
+    `pieces` are asked for one after the other while the transaction is open, and each is forgotten before the next:
+    so a transaction of the source may be larger than memory. Changes of one table in different pieces are in order.
+    """
+
+    groups: Sequence[GroupMove] = ()
+    tables: Sequence[TableMove] = ()
+    pieces: Iterable[Sequence[Change]] = ()
+    changes: Mapping[TableId, int] = field(default_factory=dict)  # to add to what was counted, for people
+
+
+class TableRefused(Exception):
+    """One table can't go on for the reason in `cause`; all that was tried with it has been rolled back.
+
+    Not a `ReplicationError`: it does not leave the loop, which marks the table as failed and goes on without it.
+    """
+
+    def __init__(self, table: TableId, cause: ReplicationError) -> None:
+        super().__init__(f"{table}: {cause}")
+        self.table, self.cause = table, cause
+
+
+class Target(Protocol):
+    """A place that rows are carried to. Not shared between threads or processes.
+
+    After any error but `TableRefused` and `WriteConflict` it must be closed and opened again: whether the last
+    transaction took effect is unknown until progress has been read anew. An error that is one table's alone comes
+    as `TableRefused`.
+    """
+
+    def open(self, log: str) -> None:
+        """Connect, and make what the bookkeeping needs. `log` is the log's identity: raises `LogRewound` if the
+        progress stored here was made in another one."""
+
+    def register(
+        self,
+        groups: Mapping[int, Progress],
+        tables: Sequence[TableProgress],
+        definitions: Sequence[Table],
+        objects: Objects,
+    ) -> None:
+        """Add the groups and tables that are not known yet, and make the objects that tables rest on, once. Those
+        that are known are left alone."""
+
+    def groups(self) -> dict[int, Progress]:
+        """Return where every group stands."""
+
+    def tables(self) -> dict[TableId, TableProgress]:
+        """Return where every table stands."""
+
+    def chunks(self, table: TableProgress) -> set[int]:
+        """Return the chunks of the table's generation that are loaded."""
+
+    def prepare(self, version: Registered, move: TableMove) -> None:
+        """Make the table, or make sure that it fits, as the settings say, together with the move; a table made here
+        has `made` set. Raises `TableRefused` if there is a table where none should be, or one that does not fit."""
+
+    def restart(self, version: Registered, move: TableMove) -> None:
+        """Empty the table and forget its chunks, together with the move to a new generation."""
+
+    def load(
+        self,
+        version: Registered,
+        table: TableProgress,
+        chunk: int,
+        rows: int,
+        batches: Callable[[], Iterable[bytes]],
+    ) -> int:
+        """Write the rows of a chunk and its number in one transaction, and return how many; a chunk that is there
+        is left alone (-1). Chunk `HEAL` replaces and deletes rows by key; any other must have exactly `rows` rows, and
+        may hold a row that an earlier one had too. `batches` may be asked for twice. Raises `WriteConflict` if the
+        table is not loading this generation any more."""
+
+    def finish(self, version: Registered, table: TableProgress) -> bool:
+        """Go on with what is made after the load: indexes, unique constraints, statistics. Returns soon: True when
+        all is there, False to be asked again. Several tables may be under way at once."""
+
+    def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
+        """Go on with the table's foreign keys and the values of its sequences, in the same way; `last` says that no
+        changes follow. Raises `TableRefused` if a key does not hold."""
+
+    def net(self, version: Registered, expected: int) -> Net:
+        """Return an empty fold in the form that suits the table and about so many changes."""
+
+    def write(self, batch: Batch) -> None:
+        """Carry out a batch in one transaction, whose first statement is the comparison of all that moves. Raises
+        `WriteConflict` if any of it is not where it should be, and `TableRefused` if the target refuses what one table
+        has, or does not have what is to be changed."""
+
+    def resume(self, table: TableId) -> bool:
+        """Let a failed table go on from where it stopped; return whether it was failed."""
+
+    def close(self) -> None:
+        """Give up what is open; never raises."""
+
+
+TARGETS: dict[str, str] = {
+    "postgresql": "apply.postgres:PostgresTarget",
+    "postgres": "apply.postgres:PostgresTarget",
+}
+"""Targets by the scheme of their URL: dotted names, so that a driver is imported only where it is used. Others are
+found through the entry-point group `penstock.targets`."""
+
+MakeTarget = Callable[[TargetSettings, str], Target]
+
+
+def find_target(settings: TargetSettings, pipeline: str) -> Target:
+    """Return the target that the settings name, not opened yet. Raises `ConfigInvalid` if there is no such kind."""
+    scheme = settings.url.get_secret_value().partition(":")[0]
+    name = TARGETS.get(scheme)
+    if name is None:
+        found = [point for point in entry_points(group="penstock.targets") if point.name == scheme]
+        if not found:
+            raise ConfigInvalid(
+                f"target {settings.name}: there is no kind of target called {scheme!r}",
+                remedy=f"use one of {', '.join(sorted(TARGETS))}",
+            )
+        name = found[0].value
+    module, _, attribute = name.partition(":")
+    make: MakeTarget = getattr(import_module(module), attribute)
+    return make(settings, pipeline)
