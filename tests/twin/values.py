@@ -70,7 +70,10 @@ def timestamp_text(micros: int, zone: str) -> str:
 
 def single(value: float) -> float:
     """The float of 32 bits next to a double, as a double."""
-    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def nearest_single(text: str) -> float:
