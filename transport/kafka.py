@@ -69,8 +69,17 @@ _DENIED = frozenset(
 )
 _ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
-# `_NOENT`: the client found no leader, be it that there is no topic.
-_MOVING = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._NOENT})
+_MOVING = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError._NOENT,  # the client found no leader, be it that there is no topic
+    }
+)
 _NO_SUCH_PROTOCOL = frozenset(
     {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION, KafkaError.INVALID_REQUEST}
 )
@@ -402,7 +411,7 @@ class _KafkaWriter:
     def __init__(self, log: KafkaLog, purpose: str) -> None:
         self._log, self._faults, self._dead = log, _Faults(), False
         self._load = purpose.startswith("load")
-        self._producer = self._make(_LARGE_BYTES + (1 << 20), 65536)
+        self._main: Producer | None = self._make(_LARGE_BYTES + (1 << 20), 65536)
         self._large: Producer | None = None
         self._largest = 0
         self._known: set[str] = set()
@@ -449,12 +458,17 @@ class _KafkaWriter:
             return self._put(partition, key, value)
 
     def close(self) -> None:
-        for producer in filter(None, (self._producer, self._large)):
-            # What is still queued belongs to a step that is not finished, or to a writer that is dead: sent later,
-            # it could stand in the middle of another writer's range.
+        # What is still queued belongs to a step that is not finished, or to a writer that is dead: sent later, it
+        # could stand in the middle of another writer's range. What is under way is given up with the producer.
+        for producer in filter(None, (self._main, self._large)):
             with contextlib.suppress(KafkaException):
-                producer.purge()
-                producer.poll(0)
+                producer.purge(in_queue=True, in_flight=False)
+        self._main = self._large = None
+
+    @property
+    def _producer(self) -> Producer:
+        assert self._main is not None
+        return self._main
 
     def _make(self, largest: int, queued_kb: int) -> Producer:
         compression = (
@@ -732,7 +746,11 @@ class _Feed:
         if error.code() == KafkaError._PARTITION_EOF:
             if window is not None and offset is not None:
                 window.end = offset
-        elif window is not None and error.code() in (KafkaError._AUTO_OFFSET_RESET, *_ABSENT, *_DENIED):
+        elif window is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+            # One that an earlier assignment of the partition has left behind is about another offset.
+            if offset == window.at:
+                window.error = error
+        elif window is not None and error.code() in _ABSENT | _DENIED:
             window.error = error
         else:
             self._faults.note(error)  # passes by itself, or the deadline passes
@@ -777,7 +795,9 @@ class _KafkaReader:
             while True:
                 for partition, end in ends.items():
                     window = feed.window(partition) or feed.place(partition, end)
-                    feed.check(partition, window)
+                    if window.error is not None:
+                        feed.release(partition)
+                        return True  # `records` finds out what is wrong, and says it
                     if end < window.low or window.between(end, _NO_END):
                         return True
                 left = deadline - time.monotonic()

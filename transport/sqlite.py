@@ -299,16 +299,15 @@ class SqliteLog:
     def _here(self) -> _SqliteReader:
         """What this thread of this process looks with; a connection must not be used across a fork."""
         here: _SqliteReader | None = getattr(self._local, "here", None)
-        inode = _inode(self._root / "catalog.db")
         if here is not None and self._local.process != os.getpid():
             _forked.append(here)
             here = None
-        if here is not None and self._local.inode != inode:  # the log was removed, and perhaps made again
+        if here is not None and not here.catalog.is_there():  # the log was removed, and perhaps made again
             here.close()
             here = None
         if here is None:
             here = self._local.here = _SqliteReader(self._catalog(), self._names, self._wait_s)
-            self._local.process, self._local.inode = os.getpid(), inode
+            self._local.process = os.getpid()
         return here
 
     def _drop(self) -> None:
@@ -345,6 +344,7 @@ class _Catalog:
     def __init__(self, root: Path, wait_s: float) -> None:
         self.root = root
         self._connection = _connect(root / "catalog.db", wait_s)
+        self._inode = _inode(root / "catalog.db")
         _run(self._connection, "pragma synchronous = full")
         self._version = -1
         self._contents = _Contents({}, {}, {})
@@ -361,6 +361,10 @@ class _Catalog:
             rows = {name: _TopicRow(first, n, bool(compacted), i) for name, first, n, compacted, i in topics}
             self._contents, self._version = _Contents(rows, segments, trimmed), version
         return self._contents
+
+    def is_there(self) -> bool:
+        """Whether this is still the log's catalogue, not one that was removed."""
+        return _inode(self.root / "catalog.db") == self._inode
 
     def topic(self, partition: Partition) -> _TopicRow:
         topic = self.look().topics.get(partition.topic)
@@ -548,6 +552,10 @@ class _Tail:
                 self._synced, self._version = None, -1
             connection = self._connection
             if _inode(self._path()) != self._inode:
+                if self._catalog.is_there() and self._catalog.newest(self._place) != self._number:
+                    self._connection = None  # all in it was trimmed, and it was dropped
+                    connection.close()
+                    continue
                 raise LogRewound(f"{self._path()} is gone: what is written now nobody would ever read")
             if self._synced is not durable:
                 # Under `full` a commit syncs all of the WAL, so the last one makes those before it durable too.
@@ -642,13 +650,14 @@ class _Tail:
 class _Checkpointer:
     """Copies the WAL into the file in a thread with a connection of its own, off the hot path.
 
-    Where it does not keep up, or a reader is in the way, the WAL grows; from 64 MB on the writer helps. It could
-    never grow beyond its segment.
+    The WAL begins again only when a commit finds all of it copied, which beside a busy writer never happens by
+    itself: from 64 MB on the writer copies the rest, which is little. It could never grow beyond its segment.
     """
 
     def __init__(self, wait_s: float) -> None:
         self._wait_s = wait_s
-        self._written = self._asked = self._done = 0
+        self._written = self._asked = self._try_again = 0
+        self._seen = (0, 0)  # how long the WAL was, and after how many bytes written
         self._jobs: queue.SimpleQueue[tuple[Path, int, sqlite3.Connection | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -656,18 +665,24 @@ class _Checkpointer:
         self._written += size
 
     def committed(self, connection: sqlite3.Connection, path: Path) -> None:
-        if self._written - max(self._asked, self._done) >= _CHECKPOINT_BYTES:
+        if self._written - self._asked >= _CHECKPOINT_BYTES:
             self._asked = self._written
             self._ask(path, None)
-        if self._written - self._done >= _WAL_BYTES:
-            # Nobody else writes meanwhile, so this one reaches the end, and the WAL begins again.
-            _all(connection, "pragma wal_checkpoint(passive)")
-            self._done = self._asked = self._written
+        length, at = self._seen
+        if length + self._written - at >= _WAL_BYTES and self._written >= self._try_again:
+            # Waits for the helper and for readers, a little: one that is stopped must not stop the writer too.
+            _all(connection, "pragma busy_timeout = 1000")
+            (busy, _, _) = _one(connection, "pragma wal_checkpoint(restart)")
+            _all(connection, f"pragma busy_timeout = {int(self._wait_s * 1000)}")
+            if busy:
+                self._try_again = self._written + _WAL_BYTES // 4
+            else:
+                self._seen, self._asked = (0, self._written), self._written
 
     def finish(self, path: Path, connection: sqlite3.Connection) -> None:
         """A segment is sealed: copy what is left and close it."""
         self._ask(path, connection)
-        self._done = self._asked = self._written
+        self._seen, self._asked = (0, self._written), self._written
 
     def close(self) -> None:
         if self._thread is not None:
@@ -690,14 +705,15 @@ class _Checkpointer:
                 if finished is not None:
                     _all(finished, "pragma wal_checkpoint(truncate)")
                     finished.close()
-                else:
-                    if current != path:
-                        if mine is not None:
-                            mine.close()
-                        mine, current = _connect(path, self._wait_s), path
-                    busy, frames, copied = _one(mine, "pragma wal_checkpoint(passive)") if mine else (1, 0, 0)
-                    if not busy and frames == copied:
-                        self._done = max(self._done, written)
+                    continue
+                if mine is None or current != path:
+                    if mine is not None:
+                        mine.close()
+                    mine, current = None, path
+                    mine = _connect(path, self._wait_s)
+                busy, frames, _ = _one(mine, "pragma wal_checkpoint(passive)")
+                if not busy:
+                    self._seen = (frames * 4120, written)
         if mine is not None:
             mine.close()
 

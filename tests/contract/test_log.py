@@ -54,8 +54,8 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Subject]:
     pipeline = f"t{uuid.uuid4().hex[:10]}"
     names = Topics(pipeline)
     if request.param.startswith("memory"):
-        log = MemoryLog(pipeline, eager=request.param.endswith("eager"))
-        yield Subject("memory", lambda: log, names)
+        memory = MemoryLog(pipeline, eager=request.param.endswith("eager"))
+        yield Subject("memory", lambda: memory, names)
         return
     url = f"kafka://{request.getfixturevalue('kafka_broker').bootstrap}" if request.param == "kafka" else None
     opened = []
