@@ -8,27 +8,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from importlib.resources import files
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from control.servers.kafka import KafkaServer
 from control.servers.postgres import PostgresServer
 from control.servers.process import ServerUnavailable
-
-if TYPE_CHECKING:
-    from multiprocessing.synchronize import Event
-
-    import psycopg
+from control.shop import Traffic, fill
 
 _DEADLINE = 300.0
 _TRAFFIC_SECONDS = 6.0
@@ -69,9 +61,7 @@ def _demo(stack: contextlib.ExitStack, log: str, rows: int, rate: float) -> int:
         server.create_database("shop")
 
     _say(f"The source is filled with a shop of about {rows:,} rows.")
-    with _connected(source.url("shop")) as connection:
-        for statement in _statements(rows):
-            connection.execute(statement)
+    fill(source.url("shop"), rows)
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-demo-")))
     file = folder / "pipeline.yaml"
@@ -84,12 +74,12 @@ def _demo(stack: contextlib.ExitStack, log: str, rows: int, rate: float) -> int:
     _say(f"The pipeline file {file}:\n")
     print("".join(f"    {line}\n" for line in file.read_text().splitlines()), flush=True)
 
-    stop, process = _traffic(source.url("shop"), rate)
-    stack.callback(_end, process)
+    traffic = Traffic(source.url("shop"), rate)
+    stack.callback(traffic.close)
     _say(f"Traffic begins: {rate:,.0f} transactions a second. `penstock run` carries the shop over.\n")
     run = subprocess.Popen([sys.executable, "-m", "control", "run", str(file)])
     stack.callback(_end_run, run)
-    _attend(file, run, stop, process)
+    _attend(file, run, traffic)
 
     print(flush=True)
     _say("The traffic has stopped and the target has caught up. Both sides are compared, row by row.")
@@ -103,93 +93,10 @@ def _demo(stack: contextlib.ExitStack, log: str, rows: int, rate: float) -> int:
     return 0
 
 
-def _statements(rows: int) -> Iterator[bytes]:
-    text = files("control").joinpath("demo.sql").read_text().replace("{rows}", str(rows))
-    code = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
-    for statement in code.split(";\n"):
-        if statement.strip():
-            yield statement.encode()
-
-
-# -------------------------------------------------------------------------------------------------- the traffic
-
-
-def _traffic(url: str, rate: float) -> tuple[Event, multiprocessing.Process]:
-    """Start a process that writes to the source, and return what ends it."""
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    process = context.Process(target=_write, args=(url, rate, stop), daemon=True)
-    process.start()
-    return stop, process  # type: ignore[return-value]
-
-
-def _write(url: str, rate: float, stop: Event) -> None:
-    """Be the shop's application: short transactions of every kind, `rate` of them a second, until told to stop."""
-    import psycopg
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    chance = random.Random(1)
-    with _connected(url) as connection:
-        connection.execute("set search_path = shop")
-        (last_order,) = connection.execute("select max(id) from orders").fetchone() or (0,)
-        (customers,) = connection.execute("select count(*) from customers").fetchone() or (0,)
-        (products,) = connection.execute("select count(*) from products").fetchone() or (0,)
-        began, number = time.monotonic(), 0
-        while not stop.is_set():
-            number += 1
-            late = began + number / rate - time.monotonic()
-            if late > 0:
-                stop.wait(late)
-            what = _ACTIONS[chance.choices(range(len(_ACTIONS)), _WEIGHTS)[0]]
-            values = {
-                "new": last_order + number,
-                "order": chance.randrange(1, last_order + number),
-                "customer": chance.randrange(1, customers + 1),
-                "sku": f"SKU-{chance.randrange(1, products + 1)}",
-                "other": f"SKU-{chance.randrange(1, products + 1)}",
-                "n": number,
-            }
-            try:
-                with connection.transaction():
-                    for statement in what:
-                        connection.execute(statement.encode(), values)
-            except psycopg.errors.IntegrityError:
-                pass  # a product that was renamed, an order that is gone: as in any shop
-
-
-_BUY = [
-    "insert into orders values (%(new)s, now(), %(customer)s, 'new', null, 10)",
-    "insert into order_items select %(new)s, now(), n, sku, n, price from products, generate_series(1, 3) n"
-    " where sku = %(sku)s",
-    "update stock set amount = amount - 1 where sku = %(sku)s",
-]
-_ACTIONS: list[list[str]] = [
-    _BUY,
-    ["update orders set status = 'paid', total = total + 1 where id = %(order)s"],
-    ["update orders set note = repeat('long ' || md5(%(n)s::text), 200) where id = %(order)s"],
-    ["delete from order_items where order_id = %(order)s and line = 2"],
-    ["delete from orders where id = %(order)s"],
-    # A key change that cascades into two other tables.
-    ["update products set sku = sku || '-' || %(n)s::text where sku = %(sku)s"],
-    # What is unique moves on, and comes back to somebody else.
-    [
-        "update customers set email = 'free-' || id::text || '-' || %(n)s::text where id = %(customer)s",
-        "update customers set email = 'taken-' || %(n)s::text where id = 1 + %(customer)s / 2",
-        "update customers set tags = tags || '{moved}'::text[], address = address || '{\"zip\": 0}' where id = %(customer)s",
-    ],
-    # An order that moves to another partition.
-    ["update orders set created = created + interval '400 days' where id = %(order)s"],
-    ["insert into visits values (now(), gen_random_uuid(), '/sale/' || %(n)s::text, '1 second', '::1')"],
-    ["update visits set page = '/seen' where session = md5((%(order)s / 10)::text)::uuid"],
-    ["delete from visits where session = md5((%(order)s / 9)::text)::uuid"],
-]
-_WEIGHTS = [30, 20, 4, 6, 3, 2, 6, 3, 20, 1, 1]
-
-
 # --------------------------------------------------------------------------------------------- watching the run
 
 
-def _attend(file: Path, run: subprocess.Popen[bytes], stop: Event, traffic: multiprocessing.Process) -> None:
+def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> None:
     """Kill workers twice, end the traffic, wait until the target has caught up, and stop the run."""
     from control.status import Collector, caught_up
     from control.watch import note_goal
@@ -232,8 +139,7 @@ def _attend(file: Path, run: subprocess.Popen[bytes], stop: Event, traffic: mult
         time.sleep(_TRAFFIC_SECONDS)
         _kill(pipeline.state, "capture", "apply-copy-0")
         time.sleep(_TRAFFIC_SECONDS)
-        stop.set()
-        traffic.join()
+        traffic.stop()
         wait_for("catching up", done(note_goal(pipeline)))
     run.send_signal(signal.SIGTERM)
     if run.wait(30) != 0:
@@ -247,11 +153,6 @@ def _kill(state: Path, *names: str) -> None:
         if name in running:  # a snapshot worker may be done already
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running[name], signal.SIGKILL)
-
-
-def _end(process: multiprocessing.Process) -> None:
-    process.kill()
-    process.join()
 
 
 def _end_run(run: subprocess.Popen[bytes]) -> None:
@@ -276,14 +177,6 @@ def _compare(source: str, target: str) -> bool:
         print(f"    {difference}")
     _say(f"compared {sum(compared.rows.values()):,} rows in {time.monotonic() - began:.1f} s")
     return not compared.differences
-
-
-@contextlib.contextmanager
-def _connected(url: str) -> Iterator[psycopg.Connection]:
-    import psycopg
-
-    with contextlib.closing(psycopg.connect(url, autocommit=True)) as connection:
-        yield connection
 
 
 def _say(text: str) -> None:

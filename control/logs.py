@@ -62,11 +62,12 @@ def configure(
     least = _LEVELS[level]
     pid = os.getpid()
 
-    def put(number: int, event: Mapping[str, Any]) -> None:
+    def put(number: int, event: MutableMapping[str, Any]) -> None:
+        told = event.pop("told", False)  # to people, by somebody else
         if file is not None and number >= least:
             head = {"time": _now(), "service": service, "pid": pid}
             file.write(clean(json.dumps({**head, **event}, default=str, ensure_ascii=False)))
-        if number >= _LEVELS["warning"]:
+        if number >= _LEVELS["warning"] and not told:
             console(clean(_for_people(service, event)))
 
     def deliver(_: object, method: str, event: MutableMapping[str, Any]) -> str:
@@ -82,7 +83,11 @@ def configure(
 
     class _Bridge(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            event = {"level": record.levelname.lower(), "event": record.getMessage(), "logger": record.name}
+            event: dict[str, Any] = {
+                "level": record.levelname.lower(),
+                "event": record.getMessage(),
+                "logger": record.name,
+            }
             if record.exc_info:
                 event["exception"] = logging.Formatter().formatException(record.exc_info)
             put(record.levelno, event)

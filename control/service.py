@@ -158,7 +158,8 @@ def serve(
             tell("will try again", error=str(error), kind=kind, seconds=round(pause, 2))
             stop.wait(pause)
         except OperatorError as error:
-            log.error("stopped", error=str(error), remedy=error.remedy, kind=type(error).__name__)
+            # Whoever started this process tells people, once for all workers that stopped for the same reason.
+            log.error("stopped", error=str(error), remedy=error.remedy, kind=type(error).__name__, told=True)
             raise
         except (IntegrityError, RowError) as error:
             log.error("stopped", error=str(error), kind=type(error).__name__, exc_info=True)

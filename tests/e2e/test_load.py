@@ -1,0 +1,46 @@
+"""`mode: load` ends by itself with 0, leaves nothing at the source, and a second run has nothing to do."""
+
+from control.shop import Traffic, fill
+from tests.e2e.conftest import Project, one
+
+OURS = "select count(*) from pg_replication_slots where slot_name = 'penstock_{name}'"
+PUBLISHED = "select count(*) from pg_publication where pubname like 'penstock%'"
+
+
+def test_a_load_ends_and_is_done_for_good(project: Project) -> None:
+    fill(project.source, 5_000)
+    project.write(mode="load")
+    output = project.succeed("run", str(project.file))
+    assert "complete after" in output
+    assert project.differences() == []
+    assert one(project.source, OURS.format(name=project.name)) == 0
+    assert one(project.source, PUBLISHED) == 0
+
+    assert "nothing to do" in project.succeed("run", str(project.file))
+
+
+def test_a_load_under_traffic_is_a_state_that_the_source_was_in(simple: Project) -> None:
+    """Foreign keys hold, and so does what each transaction keeps true: every order has been given its lines."""
+    fill(simple.source, 5_000)
+    simple.write(mode="load")
+    traffic = Traffic(simple.source, 500)
+    try:
+        simple.succeed("run", str(simple.file))
+    finally:
+        traffic.stop()
+    orphans = (
+        "select count(*) from shop.order_items i left join shop.orders o on o.id = i.order_id"
+        " and o.created = i.order_created where o.id is null"
+    )
+    assert one(simple.target, orphans) == 0
+
+
+def test_a_target_can_not_be_added_to_a_load_that_is_done(simple: Project) -> None:
+    fill(simple.source, 2_000)
+    simple.write(mode="load")
+    simple.succeed("run", str(simple.file))
+    simple.write(mode="load", more_targets=f"  - name: late\n    url: {simple.target}\n")
+    done = simple.run("run", str(simple.file))
+    assert done.returncode == 3
+    assert "late can't be added" in done.stdout
+    assert "pipeline.yaml:7" in done.stdout

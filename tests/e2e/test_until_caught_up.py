@@ -1,0 +1,46 @@
+"""`penstock run --until-caught-up`: ends by itself, and each further run goes on where the one before ended."""
+
+import psycopg
+
+from control.shop import Traffic, fill
+from tests.e2e.conftest import Project
+
+
+def test_each_run_brings_the_target_to_where_the_source_was_when_it_began(project: Project) -> None:
+    fill(project.source, 3_000)
+    project.write()
+    assert "complete after" in project.succeed("run", str(project.file), "--until-caught-up")
+    assert project.differences() == []
+
+    traffic = Traffic(project.source, 1_000)
+    try:
+        project.succeed("run", str(project.file), "--until-caught-up")
+    finally:
+        traffic.stop()
+    project.succeed("run", str(project.file), "--until-caught-up")
+    assert project.differences() == []
+
+
+def test_what_is_made_on_the_target_works_there(simple: Project) -> None:
+    """Keys, foreign keys, defaults, sequences' values, checks and comments have come along."""
+    fill(simple.source, 2_000)
+    simple.write()
+    simple.succeed("run", str(simple.file), "--until-caught-up")
+    simple.succeed("drop", "--yes", str(simple.file))
+    with psycopg.connect(simple.target, autocommit=True) as connection:
+        connection.execute(
+            "insert into shop.customers (email, name, address) values ('new@example.com', 'New', '{}') returning id"
+        )
+        for wrong, error in (
+            ("insert into shop.customers (email, name, address) values ('new@example.com', 'New', '{}')", "Unique"),
+            ("insert into shop.orders values (-1, now(), -1)", "ForeignKey"),
+            ("update shop.products set price = -1", "Check"),
+        ):
+            try:
+                connection.execute(wrong.encode())
+            except psycopg.errors.IntegrityError as refused:
+                assert error in type(refused).__name__
+            else:
+                raise AssertionError(f"the target took {wrong}")
+        (comment,) = connection.execute("select obj_description('shop.customers'::regclass)").fetchone() or ("",)
+        assert comment == "Whoever has bought, or might"
