@@ -17,7 +17,7 @@ from schemas.errors import ConfigInvalid, SnapshotLost
 from schemas.frontier import Setup, SnapshotTaken, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
-from schemas.table import Table
+from schemas.table import Table, TableId
 from snapshot import rules
 from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
 from transport.log import Log, LogReader, LogWriter, Topic
@@ -136,7 +136,14 @@ class Holder:
         """Register the tables, make the stream begin, publish its snapshot, and last of all the setup itself: it is
         what all others wait for, so what comes before it may be done again."""
         assert self._writer is not None
-        objects, wanted = self._source.catalogue(self._pipeline.chooses)
+        there: list[TableId] = []
+
+        def chooses(table: TableId) -> bool:
+            there.append(table)
+            return self._pipeline.chooses(table)
+
+        objects, wanted = self._source.catalogue(chooses)
+        self._pipeline.require_matches(there)
         if not wanted:
             raise ConfigInvalid(
                 "the pipeline chooses none of the source's tables", remedy="look at `tables` in the pipeline file"
