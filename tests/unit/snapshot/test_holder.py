@@ -85,7 +85,7 @@ def test_without_a_load_there_is_a_setup_and_no_snapshot() -> None:
 
 
 def test_a_pipeline_without_tables_is_a_mistake() -> None:
-    with pytest.raises(ConfigInvalid, match="chooses none"):
+    with pytest.raises(ConfigInvalid, match="no table fits"):
         World().start()
 
 
