@@ -38,7 +38,7 @@ from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control
 from schemas.table import TableId
 from snapshot import heal, rules
-from snapshot.reader import GONE, Reader, Rows, reader_factory
+from snapshot.reader import GONE, Comparer, Reader, Rows, reader_factory
 from transport.log import Block, Log, LogReader, LogWriter, Membership, Partition
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, TableChunks, Tables, read_setup
@@ -160,8 +160,10 @@ class SnapshotWorker:
         self._reading: _Reading | None = None
         self._pending: dict[_Task, Manifest] = {}  # durable, but not final
         self._lost: set[int] = set()
+        self._spoilt: dict[TableId, tuple[int, str]] = {}  # a generation that is to be given up, and the cause
         self._unfit: dict[TableId, tuple[int, set[int]]] = {}  # a generation, and snapshots that can't read it
         self._aside: dict[TableId, float] = {}  # until when
+        self._bad: dict[TableId, float] = {}  # since when a table could not be read
         self._look_at = self._again_at = 0.0
         self._passing = False  # whether a healing waits for capture to pass a snapshot's message
 
@@ -188,7 +190,8 @@ class SnapshotWorker:
         """Do one bounded piece of work and say whether there was any.
 
         Raises what the source raises, except that a table which can't be read is set aside while there are others:
-        only when nothing else is left is its error raised. A log that takes no more is waited for.
+        only when nothing else is left, and trying again did not help, is its error raised. A log that takes no more
+        is waited for.
         """
         if self.done:
             return False
@@ -284,7 +287,9 @@ class SnapshotWorker:
 
     def _look(self, views: _Views) -> bool:
         """Read on in the log and make final what may be; return whether there was anything new to work with."""
-        views.tables.refresh()
+        if views.tables.refresh() and self._aside:
+            self._aside.clear()  # a new definition may be just what was missing
+            self._listed = None
         news = views.chunks.refresh()
         if not self._pending and not self._passing:
             return news
@@ -322,7 +327,9 @@ class SnapshotWorker:
             self._tasks.extend(self._list(views, mine))
         while self._tasks:
             task = self._tasks.popleft()
-            if task.table in self._aside or task in self._pending or _work(task) not in mine:
+            if task.table in self._aside or task in self._pending:
+                continue
+            if _work(task) not in mine and task.table not in self._spoilt:
                 continue
             try:
                 if self._attempt(views, task):
@@ -334,18 +341,24 @@ class SnapshotWorker:
             except (OperatorError, RowError) as error:
                 self._set_aside(task.table, error)
                 return True
-        if all(views.chunks.of(table).complete() for table in views.chosen):
+        left = [table for table in views.chosen if not views.chunks.of(table).complete()]
+        if not left:
             self.done = True
             return True
-        if self._aside and all(table in self._aside or views.chunks.of(table).complete() for table in views.chosen):
-            raise self.problems[str(next(iter(self._aside)))]
+        if all(table in self._aside for table in left):
+            for table in left:
+                if now - self._bad[table] >= ASIDE_SECONDS:
+                    raise self.problems[str(table)]
         return False
 
     def _list(self, views: _Views, mine: frozenset[int]) -> Iterator[_Task]:
         """Return all that is to be done and ours to do: plans first, as they are quick and tell how much there is."""
         states = [(table, views.chunks.of(table)) for table in views.chosen]
         for table, state in states:
-            if state.plan is None and rules.work_of_table(table) in mine:
+            generation, _ = self._spoilt.get(table, (-1, ""))
+            if state.plan is not None and state.plan.generation > generation:
+                self._spoilt.pop(table, None)
+            if table in self._spoilt or (state.plan is None and rules.work_of_table(table) in mine):
                 yield _Task(table, _PLAN)
         for table, state in states:
             for chunk in state.missing:
@@ -358,8 +371,11 @@ class SnapshotWorker:
         """Begin a task if it is still to be done and can be now; return whether that was any work."""
         state = views.chunks.of(task.table)
         if task.what == _PLAN:
-            return state.plan is None and self._plan(views, task.table, 0, "")
-        if state.plan is None:
+            if state.plan is None:
+                return self._plan(views, task.table, 0, "")
+            generation, cause = self._spoilt.get(task.table, (-1, ""))
+            return state.plan.generation == generation and self._plan(views, task.table, generation + 1, cause)
+        if state.plan is None or task.table in self._spoilt:
             return False
         if task.what == HEAL:
             return state.needs_healing() and self._start_healing(views, task, state, state.plan)
@@ -373,6 +389,7 @@ class SnapshotWorker:
         self._drop_engine()
         self.problems[str(table)] = error
         self._aside[table] = self._clock() + ASIDE_SECONDS
+        self._bad.setdefault(table, self._clock())
         self._listed = None
 
     # ------------------------------------------------------------------------------------------------- planning
@@ -385,6 +402,13 @@ class SnapshotWorker:
             return False
         engine = self._open(views, snapshot)
         planned = engine.plan(version.table)
+        comparer = engine if isinstance(engine, Comparer) and set(planned.physical) != {GONE} else None
+        if cause.startswith(rules.REWRITTEN) and comparer and not comparer.is_current(version.table):
+            # What rewrote the table may have given it columns whose values the stream will never bring.
+            raise SchemaUnsupported(
+                f"source: {table} has other columns than the stream has told of so far",
+                remedy="change a row of the table, so that the stream brings its new definition",
+            )
         engine.release()
         plan = Plan(
             table_schema=table.schema,
@@ -404,13 +428,11 @@ class SnapshotWorker:
         self._listed = None
         return True
 
-    def _plan_again(self, views: _Views, plan: Plan, cause: str) -> bool:
-        """Give a generation up, unless somebody has done so already."""
-        table = TableId(plan.table_schema, plan.table_name)
-        now = views.chunks.of(table).plan
-        if now is not None and now.generation > plan.generation:
-            return True
-        return self._plan(views, table, plan.generation + 1, cause)
+    def _give_up(self, plan: Plan, cause: str) -> bool:
+        """Set out to plan a table again, in the next generation."""
+        self._spoilt[TableId(plan.table_schema, plan.table_name)] = plan.generation, cause
+        self._listed = None
+        return True
 
     # -------------------------------------------------------------------------------------------------- reading
 
@@ -427,10 +449,10 @@ class SnapshotWorker:
                 return False  # none is alive: the holder takes one
             if plan.cause.startswith(rules.REWRITTEN) and max(unfit) < state.plan_offset:
                 return False  # the holder takes a newer one, as it knows of this plan
-            return self._plan_again(views, plan, f"{rules.REWRITTEN} after the snapshot was taken")
+            return self._give_up(plan, f"{rules.REWRITTEN} after the snapshot was taken")
         version = views.tables.by_schema(plan.schema_id)
         if not version.table.key and state.snapshots() - {snapshot}:
-            return self._plan_again(views, plan, rules.ALONE)
+            return self._give_up(plan, rules.ALONE)
         chunk = next(chunk for chunk in plan.chunks if chunk.number == task.what)
         leaf = TableId(chunk.leaf_schema, chunk.leaf_name)
         engine = self._open(views, snapshot)
@@ -443,7 +465,7 @@ class SnapshotWorker:
             return True
         if mark.now not in plan.physical:
             engine.release()
-            return self._plan_again(views, plan, f"{rules.REWRITTEN} since it was planned")
+            return self._give_up(plan, f"{rules.REWRITTEN} since it was planned")
         rows: Iterator[Rows | None] = iter(()) if mark.now == GONE else engine.read(version, chunk)
         self._start(views, task, plan, snapshot, rows, [leaf])
         return True
@@ -451,7 +473,7 @@ class SnapshotWorker:
     def _start_healing(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
         version = views.tables.by_schema(plan.schema_id)
         if not version.table.key:
-            return self._plan_again(views, plan, rules.ALONE)
+            return self._give_up(plan, rules.ALONE)
         snapshots = views.chunks.snapshots
         number = rules.for_healing(state, snapshots, views.setup, self._alive)
         if number is None:
@@ -517,12 +539,12 @@ class SnapshotWorker:
                 self._finish(views, reading)
         except heal.StartAgain as again:
             self._abandon()
-            self._plan_again(views, reading.plan, f"{rules.REWRITTEN}: {again}")
+            self._give_up(reading.plan, f"{rules.REWRITTEN}: {again}")
         except (OperatorError, RowError) as error:
             self._abandon()
             latest = views.tables.latest(reading.task.table)
             if isinstance(error, SchemaUnsupported) and latest and latest.schema_id != reading.plan.schema_id:
-                self._plan_again(views, reading.plan, CHANGED)
+                self._give_up(reading.plan, CHANGED)
                 return
             self._set_aside(reading.task.table, error)
 
@@ -534,7 +556,7 @@ class SnapshotWorker:
         wanted = set(plan.physical) if task.what == HEAL else {mark.now for mark in marks} & set(plan.physical)
         if {mark.now for mark in marks} != wanted or any(mark.seen != mark.now for mark in marks):
             self._abandon()
-            self._plan_again(views, plan, f"{rules.REWRITTEN} while it was read")
+            self._give_up(plan, f"{rules.REWRITTEN} while it was read")
             return
         written = self._load().flush().get(reading.partition)
         if written is None:
@@ -561,6 +583,7 @@ class SnapshotWorker:
         self._reading = None
         self.table, self.chunk = "", 0
         self.problems.pop(str(task.table), None)
+        self._bad.pop(task.table, None)
         self._look_at = 0.0
         if task.what == HEAL:
             self.heals += 1

@@ -27,8 +27,8 @@ from engines.postgres.replication import (
     publication_names,
     system_identity,
 )
-from engines.postgres.types import text_of
-from schemas.errors import SnapshotLost, SourceUnavailable, ValueUnsupported
+from engines.postgres.types import BUILT_IN, text_of
+from schemas.errors import SchemaUnsupported, SnapshotLost, SourceUnavailable, ValueUnsupported
 from schemas.frontier import Chunk, Visibility
 from schemas.table import Column, Objects, Table, TableId
 from schemas.types import Kind
@@ -121,6 +121,18 @@ class PostgresReader:
         leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in chunks))
         return Planned(tuple(chunks), tuple(mark.now for mark in self.marks(leaves)))
 
+    def is_current(self, table: Table) -> bool:
+        expected = {column.name for column in table.definition.columns} or {column.name for column in table.columns}
+        with translated("source", f"looking at {table.id}"):
+            # The query's description is of now; the catalogue's tables would show what the snapshot sees.
+            if not ask(self._open(), "select 1 where to_regclass(%(name)s) is not null", name=quote(*table.id)):
+                return False
+            described = self._open().pgconn.exec_(f"select * from only {quote(*table.id)} limit 0".encode())
+            if described.status != pq.ExecStatus.TUPLES_OK:
+                raise psycopg.errors.error_from_result(described)
+            names = [described.fname(place) or b"" for place in range(described.nfields)]
+        return {name.decode() for name in names} == expected
+
     def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
         with translated("source", "looking where rows are"):
             found = ask(
@@ -137,7 +149,7 @@ class PostgresReader:
         bounds = [(">=", chunk.lower), ("<", chunk.upper)]
         conditions = [f"ctid {sign} {literal(bound)}::tid" for sign, bound in bounds if bound]
         where = f" where {' and '.join(conditions)}" if conditions else ""
-        return self._copy(version, f"select {columns(version.table)} from only {leaf}{where}")
+        yield from self._copy(version, f"select {columns(version.table)} from only {leaf}{where}")
 
     def read_keys(self, version: Registered, keys: Sequence[tuple[str, ...]]) -> Iterator[Rows]:
         table = version.table
@@ -180,6 +192,7 @@ class PostgresReader:
             with translated("source", f"reading {version.table.id}"):
                 decoder = CopyDecoder(version.layout, binary=True)
                 pgconn = connection.pgconn
+                _check_shape(version.table, pgconn.exec_(f"{query} limit 0".encode()))
                 result = pgconn.exec_(f"copy ({query}) to stdout (format binary)".encode())
                 if result.status != pq.ExecStatus.COPY_OUT:
                     raise psycopg.errors.error_from_result(result)
@@ -255,6 +268,22 @@ def _named(table: Table, message: str) -> str:
     if found and int(found[1]) < len(table.columns):
         message = f"column {table.columns[int(found[1])].name}: {message[found.end() :]}"
     return f"source: reading {table.id}: {message}"
+
+
+def _check_shape(table: Table, description: pq.abc.PGresult) -> None:
+    """Raise `SchemaUnsupported` if a query of no rows shows that a column's binary form is no longer the version's.
+
+    It is asked before the COPY, which does not tell, and leaves its lock on the table: nothing can come between.
+    """
+    if description.status != pq.ExecStatus.TUPLES_OK:
+        raise psycopg.errors.error_from_result(description)
+    for place, column in enumerate(table.columns):
+        kind = BUILT_IN.get(description.ftype(place), Kind.TEXT)  # enumerations have oids of their own
+        if column.kind not in {kind, Kind.OTHER}:
+            raise SchemaUnsupported(
+                f"source: reading {table.id}: column {column.name} is no longer of type {column.source_type}",
+                remedy="change a row of the table, so that the stream brings its new definition",
+            )
 
 
 def _execute(connection: psycopg.Connection, statements: str) -> None:

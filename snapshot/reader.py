@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from schemas.errors import ConfigInvalid
 from schemas.frontier import Chunk, Visibility
@@ -72,6 +72,14 @@ class Reader(Protocol):
 
     def close(self) -> None:
         """Let go of the connection; never raises, and may be called twice."""
+
+
+@runtime_checkable
+class Comparer(Protocol):
+    """What a reader may offer besides: to tell whether a version of a table is that of now."""
+
+    def is_current(self, table: Table) -> bool:
+        """Whether the table has exactly the columns of this version. False if there is no such table."""
 
 
 class Held(Protocol):
