@@ -249,7 +249,7 @@ class Apply:
                     f"the target has applied the log up to {progress.offset}, but it ends at {end}",
                     remedy="restore the log, or load the tables again",
                 )
-            self._cohort_at(progress).groups.add(group)
+            self._cohort_at(_place(progress)).groups.add(group)
         for table in self._mine():
             if table.state is TableState.CATCHING_UP:
                 self._cohort_at(table.progress).tables.add(table.table)
@@ -352,7 +352,7 @@ class Apply:
         counts: dict[TableId, int] = defaultdict(int)
         self._write(
             Batch(
-                [GroupMove(group, self._stored[group], portion.progress) for group in sorted(groups)],
+                [self._group_move(group, portion.progress) for group in sorted(groups)],
                 [self._table_move(table, progress=portion.progress) for table in sorted(tables)],
                 self._pieces(portion, counts),
             )
@@ -427,7 +427,7 @@ class Apply:
         groups = {self._known[table].group for table in ready}
         self._write(
             Batch(
-                [GroupMove(group, self._stored[group], cohort.reached) for group in sorted(groups)],
+                [self._group_move(group, cohort.reached, other_members=True) for group in sorted(groups)],
                 [self._table_move(table, state=TableState.LIVE, progress=cohort.reached) for table in ready],
             )
         )
@@ -449,10 +449,10 @@ class Apply:
         if now - self._noted_at < self._limits.note_every or not self._is_behind_with_notes():
             return False
         groups = [
-            GroupMove(group, self._stored[group], cohort.reached)
+            self._group_move(group, cohort.reached)
             for cohort in self._cohorts
             for group in sorted(cohort.groups)
-            if self._stored[group] != cohort.reached
+            if _place(self._stored[group]) != cohort.reached
         ]
         tables = [
             self._table_move(table, progress=cohort.reached)
@@ -467,7 +467,7 @@ class Apply:
 
     def _is_behind_with_notes(self) -> bool:
         return bool(self._counted) or any(
-            any(self._stored[group] != cohort.reached for group in cohort.groups)
+            any(_place(self._stored[group]) != cohort.reached for group in cohort.groups)
             or any(self._known[table].progress != cohort.reached for table in cohort.tables)
             for cohort in self._cohorts
         )
@@ -477,6 +477,12 @@ class Apply:
     def _table_move(self, table: TableId, **changed: object) -> TableMove:
         before = self._known[table]
         return TableMove(before, replace(before, **changed))  # type: ignore[arg-type]
+
+    def _group_move(self, group: int, progress: Progress, *, other_members: bool = False) -> GroupMove:
+        """Return the move of a group to a place. If a table joins or leaves it in the same batch, whoever does not know
+        of that must not move the group any more: he would leave that table's changes out, or apply them twice."""
+        before = self._stored[group]
+        return GroupMove(group, before, progress._replace(roster=before.roster + other_members))
 
     def _write(self, batch: Batch) -> None:
         self._target.write(batch)
@@ -492,8 +498,8 @@ class Apply:
         progress = before.progress
         if before.state is TableState.LIVE:
             # Whatever its group has applied it has applied too, but nothing after that; what is stored is certain.
-            progress = self._stored[before.group]
-            groups.append(GroupMove(before.group, progress, progress))
+            progress = _place(self._stored[before.group])
+            groups.append(self._group_move(before.group, progress, other_members=True))
         move = self._table_move(
             table,
             state=TableState.FAILED,
@@ -682,8 +688,11 @@ class Apply:
         return True
 
     def _begin_generation(self, progress: TableProgress, generation: int) -> bool:
-        plan = self._chunks.of(progress.table).plan
-        assert plan is not None
+        if progress.state is TableState.LIVE:
+            # First it leaves its group; then it may be emptied.
+            group = self._group_move(progress.group, _place(self._stored[progress.group]), other_members=True)
+            self._write(Batch([group], [self._table_move(progress.table, state=TableState.LOADING)]))
+            return True
         move = self._table_move(
             progress.table,
             state=TableState.LOADING,
@@ -764,3 +773,8 @@ class Apply:
             return True
         self._write(Batch(tables=[self._table_move(progress.table, tied=True)]))
         return True
+
+
+def _place(progress: Progress) -> Progress:
+    """Return where a group stands, without what only groups have."""
+    return progress._replace(roster=0)

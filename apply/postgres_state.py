@@ -38,6 +38,7 @@ create table if not exists penstock.progress (
     position    bigint not null,
     commit_time bigint not null,
     captured_at bigint not null,
+    roster      bigint not null,
     updated_at  timestamptz not null default clock_timestamp(),
     primary key (pipeline, grp)
 ) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
@@ -90,8 +91,8 @@ OBJECTS_MADE = "select objects from penstock.pipelines where pipeline = %s"
 NOTE_OBJECTS = "update penstock.pipelines set objects = true where pipeline = %s"
 
 ADD_GROUP = """
-insert into penstock.progress (pipeline, grp, frontier, epoch, position, commit_time, captured_at)
-values (%s, %s, %s, %s, %s, %s, %s)
+insert into penstock.progress (pipeline, grp, frontier, epoch, position, commit_time, captured_at, roster)
+values (%s, %s, %s, %s, %s, %s, %s, %s)
 on conflict do nothing
 """
 
@@ -104,7 +105,7 @@ on conflict do nothing
 """
 
 GROUPS = """
-select grp, frontier, epoch, position, commit_time, captured_at
+select grp, frontier, epoch, position, commit_time, captured_at, roster
 from penstock.progress
 where pipeline = %s
 """
@@ -127,11 +128,12 @@ where pipeline = %s and table_schema = %s and table_name = %s and generation = %
 MOVE_GROUPS = """
 update penstock.progress as p
 set frontier = n.frontier, epoch = n.epoch, position = n.position, commit_time = n.commit_time,
-    captured_at = n.captured_at, updated_at = clock_timestamp()
+    captured_at = n.captured_at, roster = n.roster, updated_at = clock_timestamp()
 from unnest($2::integer[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
-            $9::bigint[])
-     as n (grp, old_frontier, old_epoch, frontier, epoch, position, commit_time, captured_at)
+            $9::bigint[], $10::bigint[], $11::bigint[])
+     as n (grp, old_frontier, old_epoch, old_roster, frontier, epoch, position, commit_time, captured_at, roster)
 where p.pipeline = $1 and p.grp = n.grp and p.frontier = n.old_frontier and p.epoch = n.old_epoch
+  and p.roster = n.old_roster
 """
 
 MOVE_TABLE = """
@@ -244,7 +246,8 @@ def add(
 
 def _state(table: TableProgress) -> list[object]:
     """Return what may change of a table's row, in the order of the columns."""
-    found: list[object] = [table.state.value, table.schema_id, table.generation, *table.progress]
+    found: list[object] = [table.state.value, table.schema_id, table.generation]
+    found += table.progress[:-1]  # its roster is a group's
     return [*found, table.snapshot, table.rows, table.made, table.tied, table.error, table.remedy, table.failed_in]
 
 
@@ -266,6 +269,7 @@ def queue_moves(session: Session, pipeline: bytes, groups: Sequence[GroupMove], 
             [move.group for move in groups],
             [move.after.offset for move in groups],
             [move.after.epoch for move in groups],
+            [move.after.roster for move in groups],
             *(list(column) for column in zip(*(move.progress for move in groups), strict=True)),
         ]
         arrays = [b"{%s}" % ",".join(map(str, column)).encode() for column in columns]

@@ -32,6 +32,7 @@ class Progress(NamedTuple):
     position: int
     commit_time: int = 0
     captured_at: int = 0
+    roster: int = 0  # of a group: goes up when a table joins or leaves it, so that who missed that can't move it
 
 
 NOWHERE = Progress(-1, -1, 0)
@@ -68,7 +69,7 @@ class Change:
 
 
 class GroupMove(NamedTuple):
-    """A group goes from one place to the next; refused if it is not at `after` any more."""
+    """A group goes from one place to the next; refused if it is not at `after` any more, or has other members."""
 
     group: int
     after: Progress

@@ -254,7 +254,7 @@ class SimulatedTarget:
         moves += [f"{move.progress.table}→{move.progress.state}" for move in batch.tables]
         with self._transaction(f"write {', '.join(moves)}") as transaction:
             for group in batch.groups:
-                self._compare(transaction.group(group.group) == group.after, f"group {group.group}")
+                self._compare(_at(transaction.group(group.group)) == _at(group.after), f"group {group.group}")
                 transaction.groups[group.group] = group.progress
             for table in batch.tables:
                 self._moved(transaction, table)
@@ -266,7 +266,7 @@ class SimulatedTarget:
 
     def _moved(self, transaction: Transaction, move: TableMove) -> Held:
         held = transaction.table(move.progress.table)
-        self._compare(_place(held.progress) == _place(move.after), str(move.progress.table))
+        self._compare(_standing(held.progress) == _standing(move.after), str(move.progress.table))
         held.progress = replace(move.progress, made=held.progress.made)
         return held
 
@@ -284,8 +284,14 @@ class SimulatedTarget:
             self._session.end()
 
 
-def _place(progress: TableProgress) -> tuple[object, ...]:
-    return progress.state, progress.generation, progress.progress, progress.snapshot, progress.schema_id, progress.tied
+def _at(progress: Progress) -> tuple[object, ...]:
+    """Return what PostgreSQL's target compares of a group."""
+    return progress.offset, progress.epoch, progress.roster
+
+
+def _standing(progress: TableProgress) -> tuple[object, ...]:
+    """Return what PostgreSQL's target compares of a table."""
+    return progress.state, progress.generation, progress.progress.offset, progress.progress.epoch
 
 
 def _load(version: Registered, rows: Rows, batch: bytes) -> int:
