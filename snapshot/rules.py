@@ -91,8 +91,9 @@ def wants_newer(
     """Whether a table can't go on in any of the snapshots that are alive."""
     if table.complete():
         return False
-    if table.needs_healing():
-        return keyed and for_healing(table, snapshots, setup, alive) is None
+    if table.needs_healing() and keyed:
+        return for_healing(table, snapshots, setup, alive) is None
+    # Without key it is planned again, which takes a snapshot as well.
     candidates = fit(snapshots, setup, alive)
     if table.plan is not None and table.plan.cause.startswith(REWRITTEN):
         # Taken after the plan stood in the log, hence after the rewriting that the plan's author saw.
