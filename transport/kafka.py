@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -48,7 +49,8 @@ from transport.topics import Topics
 
 _BLOCK_BYTES = 1 << 20
 _LARGE_BYTES = 8 << 20  # records larger than this go through a producer of their own
-_LARGEST_BYTES = 300 << 20  # what our topics allow; the broker's request limit may be lower
+_TOPIC_BYTES = 300 << 20  # what our topics allow
+_LARGEST_BYTES = 255 << 20  # tried; at 2^28 Kafka 4.3 throws an error of its own and never answers
 _REQUEST_BYTES = 100 << 20  # Kafka's own default of socket.request.max.bytes
 _WINDOW_BYTES = 32 << 20  # fetched records that a consumer's windows hold together
 _UNUSED_S = 1.0  # after which a partition is taken away from the data consumer
@@ -56,6 +58,8 @@ _TOPICS_A_CALL = 500
 _EARLIEST, _LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _NO_END = 1 << 62
 _AHEAD = 1000  # offsets that are passed over rather than assigned anew
+_LOGGER = logging.getLogger("penstock.kafka")
+_LOGGER.addHandler(logging.NullHandler())  # else what librdkafka takes for fatal goes to standard error
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 _DENIED = frozenset(
@@ -81,7 +85,8 @@ _MOVING = frozenset(
     }
 )
 _NO_SUCH_PROTOCOL = frozenset(
-    {KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION, KafkaError.INVALID_REQUEST}
+    # The client calls a broker without it a fatal error, and says no more than that in the code.
+    {KafkaError._FATAL, KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
 )
 
 
@@ -235,6 +240,7 @@ class KafkaLog:
             **{name.replace("_", "."): value for name, value in settings.items()},
             "bootstrap.servers": self._bootstrap,
             "log_level": 0,  # faults are told in our errors; a broker that restarts is none
+            "logger": _LOGGER,
             "error_cb": faults.note,
         }
 
@@ -270,8 +276,8 @@ class KafkaLog:
             "retention.ms": "-1",  # an idle pipeline would lose its last frontier, and its position with it
             "retention.bytes": "-1",
             "cleanup.policy": "compact" if compacted else "delete",
-            "segment.bytes": str(256 << 20),
-            "max.message.bytes": str(_LARGEST_BYTES),
+            "segment.bytes": str(512 << 20),  # no batch may be larger than a segment
+            "max.message.bytes": str(_TOPIC_BYTES),
             "min.insync.replicas": str(max(1, copies - 1)),
             "unclean.leader.election.enable": "false",
         }
@@ -390,12 +396,16 @@ class _Run:
     error: KafkaError | None = None
 
     def delivered_first(self, error: KafkaError | None, message: Message) -> None:
-        self.first = message.offset()
-        self.error = self.error or error
+        if error is not None:
+            self.error = error
+        else:
+            self.first = message.offset()
 
     def delivered_last(self, error: KafkaError | None, message: Message) -> None:
-        self.last = message.offset()
-        self.error = self.error or error
+        if error is not None:
+            self.error = error
+        else:
+            self.last = message.offset()
 
     def delivered_only(self, error: KafkaError | None, message: Message) -> None:
         self.delivered_first(error, message)
@@ -501,7 +511,7 @@ class _KafkaWriter:
             yield
         except BaseException as error:
             self.close()
-            if isinstance(error, KafkaException):
+            if isinstance(error, KafkaException | SystemError):
                 raise failure(error.args[0], f"cannot {what}", self._faults) from error
             raise
         self._dead = False
@@ -550,9 +560,17 @@ class _KafkaWriter:
 
     def _drain(self, producer: Producer) -> None:
         deadline = time.monotonic() + self._log.deadline_s
-        while producer.flush(min(1.0, max(0.0, deadline - time.monotonic()))):
-            if time.monotonic() >= deadline:
-                raise self._silent()
+        try:
+            while producer.flush(min(1.0, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    raise self._silent()
+        except (KafkaException, SystemError):
+            # Fatal, since one record was refused and those after it would stand in its place. (A callback that is
+            # called with that exception set makes it a SystemError.) The record's own error says more.
+            for partition, run in self._runs.items():
+                if run.error is not None:
+                    raise failure(run.error, f"cannot write to {_name(partition)}", self._faults) from None
+            raise
 
     def _silent(self) -> LogUnavailable:
         more = f" ({self._faults.last})" if self._faults.last else ""
@@ -903,7 +921,7 @@ class _KafkaMembership:
         error = message.error() if message is not None else None
         if error is None:
             return frozenset(self._mine)
-        if error.code() in _NO_SUCH_PROTOCOL:
+        if error.code() in _NO_SUCH_PROTOCOL and self._protocol == "consumer":
             self.close()
             self._consumer = self._join("classic")
         elif error.code() in _DENIED or error.code() in _ABSENT or error.fatal():
@@ -915,6 +933,7 @@ class _KafkaMembership:
         self._mine.clear()
 
     def _join(self, protocol: str) -> Consumer:
+        self._protocol = protocol
         settings: dict[str, Any] = {
             "group.id": self._group,
             "group.protocol": protocol,

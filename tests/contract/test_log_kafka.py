@@ -1,0 +1,322 @@
+"""The log in Kafka: what its settings and checks are for, tried on a real broker."""
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
+
+import transport.kafka
+from codec.frames import pack, unpack
+from control.servers.kafka import KafkaServer
+from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
+from tests import servers
+from transport.kafka import KafkaLog
+from transport.log import WORK_PARTITIONS, Block, Partition, Range, Topic
+from transport.topics import Topics
+
+PATIENCE = 30.0
+
+
+def row(value: bytes = b"value") -> Block:
+    return Block(1, pack([(b"key", value)]))
+
+
+@pytest.fixture
+def names() -> Topics:
+    return Topics(f"t{uuid.uuid4().hex[:10]}")
+
+
+@pytest.fixture
+def log(kafka_broker: servers.Kafka, names: Topics) -> Iterator[KafkaLog]:
+    made = KafkaLog(kafka_broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
+    made.create_topics([*names.fixed(), Topic(table(names).topic), Topic(f"{names.prefix}load.a", 4)])
+    yield made
+    made.delete_topics([topic.name for topic in made.topics(names.prefix)])
+    made.close()
+
+
+def table(names: Topics, number: int = 0) -> Partition:
+    return Partition(f"{names.prefix}changes.public.t{number}")
+
+
+def test_a_record_of_another_writer_inside_a_range_is_found(
+    log: KafkaLog, names: Topics, kafka_broker: servers.Kafka
+) -> None:
+    foreign = Producer({"bootstrap.servers": kafka_broker.bootstrap})
+    with log.writer("changes") as writer:
+        writer.append(table(names), row())
+        writer.append(table(names), row())  # the first is sent, the second held back
+        assert isinstance(writer, transport.kafka._KafkaWriter)
+        writer._drain(writer._producer)
+        foreign.produce(table(names).topic, b"foreign")
+        assert foreign.flush(PATIENCE) == 0
+        with pytest.raises(IntegrityError):
+            writer.flush()
+
+
+def test_a_record_of_another_writer_between_two_ranges_is_found(
+    log: KafkaLog, names: Topics, kafka_broker: servers.Kafka
+) -> None:
+    foreign = Producer({"bootstrap.servers": kafka_broker.bootstrap})
+    with log.writer("changes") as writer:
+        writer.append(table(names), row())
+        writer.flush()
+        foreign.produce(table(names).topic, b"foreign")
+        assert foreign.flush(PATIENCE) == 0
+        writer.append(table(names), row())
+        with pytest.raises(IntegrityError):
+            writer.seal(names.frontier, lambda _: b"frontier")
+
+
+def test_each_of_the_four_checks_counts(log: KafkaLog, names: Topics) -> None:
+    with log.writer("changes") as writer:
+        assert isinstance(writer, transport.kafka._KafkaWriter)
+        run, where = transport.kafka._Run, table(names)
+        assert writer._check(where, run(3, first=5, last=7)) == Range(5, 8)
+        with pytest.raises(IntegrityError):  # one was lost in the middle, which leaves no gap in offsets
+            writer._check(where, run(4, first=5, last=7))
+        with pytest.raises(IntegrityError):  # a callback is missing
+            writer._check(where, run(3, first=5))
+        with pytest.raises(ReplicationError):
+            writer._check(where, run(3, first=5, last=7, error=KafkaError(KafkaError._MSG_TIMED_OUT)))
+        writer._ends[where] = 6
+        with pytest.raises(IntegrityError):
+            writer._check(where, run(3, first=5, last=7))
+
+
+def test_a_record_that_the_broker_refuses_ends_the_writer(kafka_broker: servers.Kafka, names: Topics) -> None:
+    log = KafkaLog(
+        kafka_broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE, topic_settings={"max.message.bytes": "20000"}
+    )
+    log.create_topics([Topic(table(names).topic), Topic(names.frontier.topic)])
+    with log.writer("changes") as writer:
+        writer.append(table(names), row())
+        writer.append(table(names), row(os.urandom(100_000)))
+        writer.append(table(names), row())
+        with pytest.raises(ReplicationError):
+            writer.seal(names.frontier, lambda _: b"frontier")
+        with pytest.raises(IntegrityError):
+            writer.flush()
+    assert log.offsets(names.frontier) == Range(0, 0)
+
+
+def test_a_record_that_no_broker_would_take_is_refused_by_name(log: KafkaLog, names: Topics) -> None:
+    value = bytes(110 << 20)
+    with log.writer("changes") as writer, pytest.raises(ValueUnsupported) as caught:
+        writer.append(table(names), row(value))
+        writer.flush()
+    assert "socket.request.max.bytes" in caught.value.remedy
+
+
+@pytest.mark.slow
+def test_256_million_bytes_travel_if_the_broker_takes_such_requests(
+    make_kafka: Callable[..., KafkaServer], names: Topics
+) -> None:
+    broker = make_kafka(heap="2g", settings={"socket.request.max.bytes": 400 << 20})
+    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
+    log.create_topics([Topic(table(names).topic)])
+    value = os.urandom(256_000_000)
+    with log.writer("changes") as writer, log.reader() as reader:
+        for part in (b"before", value, b"after"):
+            writer.append(table(names), row(part))
+        assert writer.flush()[table(names)] == Range(0, 3)
+        found = [v for b in reader.read(table(names), Range(0, 3)) for _, v in unpack(b.data)]
+        assert found == [b"before", value, b"after"]
+
+
+def test_nobody_answers_at_a_wrong_address(names: Topics) -> None:
+    log = KafkaLog("127.0.0.1:9", names.prefix[:-1], deadline_s=0.5)
+    began = time.monotonic()
+    for attempt in (log.identity, lambda: log.create_topics(names.fixed()), lambda: log.offsets(names.frontier)):
+        with pytest.raises(LogUnavailable):
+            attempt()
+    [(problem, remedy)] = log.problems()
+    assert problem
+    assert remedy
+    assert time.monotonic() - began < 20
+
+
+def test_topics_keep_everything_until_it_is_trimmed(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka_broker.bootstrap})
+    for topic, compacted in ((names.frontier.topic, False), (table(names).topic, False), (names.tables.topic, True)):
+        resource = ConfigResource("topic", topic)
+        config = {k: e.value for k, e in admin.describe_configs([resource])[resource].result(PATIENCE).items()}
+        assert config["retention.ms"] == config["retention.bytes"] == "-1"
+        assert config["cleanup.policy"] == ("compact" if compacted else "delete")
+        assert config["unclean.leader.election.enable"] == "false"
+        assert config["flush.messages"] == "1"  # one copy: acknowledged must mean synced
+    assert log.problems() == []
+
+
+def test_topics_that_lose_records_are_a_problem(kafka_broker: servers.Kafka, names: Topics) -> None:
+    weak = {"flush.messages": "1000", "retention.ms": "1000000", "unclean.leader.election.enable": "true"}
+    log = KafkaLog(kafka_broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE, topic_settings=weak)
+    log.create_topics([Topic(names.frontier.topic), Topic(table(names).topic)])
+    told = "\n".join(problem for problem, _ in log.problems())
+    assert "power cut" in told
+    assert "retention.ms" in told
+    assert "lags" in told
+    assert "1 more" in told
+    log.delete_topics([names.frontier.topic, table(names).topic])
+
+
+def test_seven_records_come_without_waiting_for_more(log: KafkaLog, names: Topics) -> None:
+    with log.writer("changes") as writer, log.reader() as reader:
+        writer.append(table(names), Block(7, row().data * 7))
+        writer.flush()
+        list(reader.read(table(names), Range(0, 1)))  # connects
+        began = time.monotonic()
+        assert sum(b.count for b in reader.read(table(names), Range(0, 7))) == 7
+        assert time.monotonic() - began < 1
+
+
+@pytest.mark.slow
+def test_many_topics_are_ready_when_they_are_made_and_given_up_when_cold(log: KafkaLog, names: Topics) -> None:
+    many = [table(names, number) for number in range(600)]
+    log.create_topics([Topic(partition.topic) for partition in many])
+    with log.writer("changes") as writer, log.reader() as reader:
+        for partition in many:
+            writer.append(partition, row())
+        began = time.monotonic()
+        ranges = writer.flush()
+        assert ranges == dict.fromkeys(many, Range(0, 1))
+        assert time.monotonic() - began < PATIENCE
+        for partition in many:
+            assert sum(b.count for b in reader.read(partition, Range(0, 1))) == 1
+        assert isinstance(reader, transport.kafka._KafkaReader)
+        assert reader._data_feed is not None
+        until = time.monotonic() + PATIENCE
+        while reader._data_feed._windows:
+            assert time.monotonic() < until
+            reader.wait({names.frontier: 0}, 0.1)
+        assert sum(b.count for b in reader.read(many[0], Range(0, 1))) == 1
+
+
+def test_a_lost_tail_is_told_by_the_broker_not_jumped_over(log: KafkaLog, names: Topics) -> None:
+    with log.writer("changes") as writer, log.reader() as reader:
+        writer.append(table(names), Block(10, row().data * 10))
+        writer.flush()
+        assert sum(b.count for b in reader.read(table(names), Range(0, 10))) == 10
+        log.delete_topics([table(names).topic])
+        log.create_topics([Topic(table(names).topic)])
+        with pytest.raises(LogRewound):
+            list(reader.read(table(names), Range(10, 12)))
+
+
+@pytest.mark.slow
+def test_records_of_other_tables_do_not_fill_memory(log: KafkaLog, names: Topics) -> None:
+    tables = [table(names, number) for number in range(20)]
+    log.create_topics([Topic(partition.topic) for partition in tables])
+    block = row(os.urandom(200_000))
+    with log.writer("changes") as writer, log.reader() as reader:
+        for partition in tables:
+            writer.append(partition, block)
+        writer.flush()
+        for partition in tables:  # now all of them are assigned
+            list(reader.read(partition, Range(0, 1)))
+        for _ in range(30):
+            for partition in tables:
+                writer.append(partition, block)
+        ranges = writer.flush()
+        assert isinstance(reader, transport.kafka._KafkaReader)
+        for partition in reversed(tables):
+            assert sum(b.count for b in reader.read(partition, ranges[partition])) == 30
+            assert reader._data._size < 80 << 20
+
+
+def test_a_step_larger_than_the_queue_is_sent_in_order(
+    log: KafkaLog, names: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`BufferError` says that the record was not queued: it must be sent again, and none twice."""
+    values = [b"%06d" % n + bytes(3000) for n in range(3000)]
+    make = transport.kafka._KafkaWriter._make
+    monkeypatch.setattr(transport.kafka._KafkaWriter, "_make", lambda self, largest, queued: make(self, largest, 2048))
+    with log.writer("changes") as writer, log.reader() as reader:
+        writer.append(table(names), Block(len(values), pack([(None, value) for value in values])))
+        assert writer.flush()[table(names)] == Range(0, len(values))
+        assert [v for b in reader.read(table(names), Range(0, len(values))) for _, v in unpack(b.data)] == values
+
+
+def test_holes_of_a_compacted_topic_are_passed_over(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
+    """Control records of a transaction take offsets like those that were compacted, and come at once."""
+    producer = Producer({"bootstrap.servers": kafka_broker.bootstrap, "transactional.id": names.prefix})
+    producer.init_transactions(PATIENCE)
+    with log.reader() as reader:
+        for n in range(3):
+            producer.begin_transaction()
+            producer.produce(names.tables.topic, b"%d" % n, b"key")
+            producer.commit_transaction(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while log.offsets(names.tables) != Range(0, 6):  # the last one's control record comes after the answer
+            assert time.monotonic() < deadline
+        found, at = [], 0
+        while records := reader.records(names.tables, at):
+            found += records
+            at = records[-1].offset + 1
+        assert [record.offset for record in found] == [0, 2, 4]
+        assert reader.records(names.tables, 5) == []
+        assert reader.records(names.tables, 6) == []
+        assert not reader.wait({names.tables: 5}, 0.1)
+
+
+def share(log: KafkaLog, until: Callable[[frozenset[int]], bool]) -> str:
+    with log.membership("target") as member:
+        deadline = time.monotonic() + PATIENCE
+        while not until(member.poll()):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return member._protocol
+
+
+def test_members_use_the_new_group_protocol_where_there_is_one(log: KafkaLog) -> None:
+    assert share(log, lambda mine: len(mine) == WORK_PARTITIONS) == "consumer"
+
+
+@pytest.mark.slow
+def test_members_go_back_to_the_old_group_protocol_where_there_is_none(
+    make_kafka: Callable[..., KafkaServer], names: Topics
+) -> None:
+    broker = make_kafka(settings={"group.coordinator.rebalance.protocols": "classic"})
+    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
+    log.create_topics(names.fixed())
+    assert share(log, lambda mine: len(mine) == WORK_PARTITIONS) == "classic"
+
+
+def test_nothing_is_committed_for_a_group(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
+    """Progress is in the target, and a position in Kafka could only contradict it."""
+    with log.writer("changes") as writer, log.reader() as reader:
+        writer.put(names.frontier, b"1")
+        assert reader.records(names.frontier, 0)
+        assert reader.wait({names.frontier: 0}, PATIENCE)
+    consumer = Consumer({"bootstrap.servers": kafka_broker.bootstrap, "group.id": f"{names.prefix[:-1]}.reader"})
+    [committed] = consumer.committed([TopicPartition(*names.frontier)], timeout=PATIENCE)
+    assert committed.offset < 0
+    consumer.close()
+
+
+def test_a_waiting_reader_hears_of_every_frontier(log: KafkaLog, names: Topics) -> None:
+    seen: list[int] = []
+
+    def follow() -> None:
+        with log.reader() as reader:
+            deadline = time.monotonic() + PATIENCE
+            while len(seen) < 200 and time.monotonic() < deadline:
+                reader.wait({names.frontier: len(seen), names.control: 0, names.chunks: 0}, 5)
+                for record in reader.records(names.frontier, len(seen)):
+                    ranges = Range(record.offset, record.offset + 1)
+                    assert sum(b.count for b in reader.read(table(names), ranges)) == 1
+                    seen.append(record.offset)
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    with log.writer("changes") as writer:
+        for _ in range(200):
+            writer.append(table(names), row())
+            writer.seal(names.frontier, lambda _: b"frontier")
+    thread.join(PATIENCE)
+    assert seen == list(range(200))
