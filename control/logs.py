@@ -9,9 +9,10 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
 Console = Callable[[str], None]
 
@@ -58,6 +59,8 @@ def configure(
     redact: Redactor | None = None,
 ) -> structlog.stdlib.BoundLogger:
     """Set up this process's logs and return its logger. What libraries say by `logging` goes the same way."""
+    import structlog  # not at the start of the program: it is slow to come, and the first service does not wait for it
+
     clean = redact or Redactor()
     least = _LEVELS[level]
     pid = os.getpid()

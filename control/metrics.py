@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, get_args
 
 MetricName = Literal[
@@ -72,6 +71,8 @@ class MetricsServer:
     """Answers `/healthz`, `/readyz` and `/metrics` from threads of its own."""
 
     def __init__(self, health: Health, *, service: str, pipeline: str, host: str, port: int) -> None:
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
         from prometheus_client import CollectorRegistry
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 

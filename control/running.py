@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 from control import wiring
 from control.logs import LogFile, Redactor, configure
+from control.messages import Messages
 from control.metrics import Health, MetricsServer
 from control.service import Exit, StopSignal, serve
-from control.status import bounded
 from control.supervisor import Service, Supervisor, Vital, current_stop, only_one, refusal_text, write_json
-from control.watch import Messages, display_for, watch
 from schemas import config
 from schemas.errors import OperatorError
 from schemas.pipeline import Mode, Pipeline
@@ -41,7 +40,7 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
     if _is_done(pipeline):
         print(f"{pipeline.pipeline}: the load is complete already; nothing to do")
         return Exit.DONE
-    ends = bounded(pipeline, until_caught_up)
+    ends = until_caught_up or pipeline.mode is Mode.LOAD
     messages = Messages()
     ports = _ports(metrics_port)
     services = [
@@ -57,21 +56,27 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             make = partial(_apply_worker, name=target.name)
             name = f"apply-{target.name}-{n}"
             services.append(_service(pipeline, name, make, messages.put, next(ports), Vital.USEFUL))
-    display = display_for(sys.stdout.isatty(), as_json)
     with only_one(pipeline.state):
 
         def look() -> int:
+            from control.watch import display_for, watch
+
             return watch(
                 pipeline,
                 stop=current_stop(),
-                display=display,
+                display=display_for(sys.stdout.isatty(), as_json),
                 messages=messages,
                 bounded=ends,
                 until_caught_up=until_caught_up,
             )
 
         supervisor = Supervisor(
-            [*services, Service("watch", look, Vital.JUDGE if ends else Vital.USEFUL)],
+            [
+                *services,
+                Service(
+                    "watch", look, Vital.JUDGE if ends else Vital.USEFUL, lambda: wiring.preload("watch", pipeline)
+                ),
+            ],
             bounded=ends,
             pids=pipeline.state / PIDS,
             say=messages.put,
@@ -187,7 +192,8 @@ def _service(
             if server is not None:
                 server.close()
 
-    return Service(name, run, vital)
+    kind = name.partition("-")[0]
+    return Service(name, run, vital, lambda: wiring.preload(kind, pipeline))
 
 
 def _to_stderr(line: str) -> None:

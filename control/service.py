@@ -62,12 +62,12 @@ class Reporter(Protocol):
     def error(self, event: str, **fields: Any) -> Any: ...
 
 
-class StopSignal:
-    """Becomes true at SIGTERM or SIGINT, and wakes a wait that is under way.
+class Stopped(BaseException):
+    """Ends the wait of a loop when the process is to stop. Never raised in a step."""
 
-    A loop's own `wait` goes on after a Python handler ran, to the end of its time-out: that is why those are short.
-    What waits here is woken at once.
-    """
+
+class StopSignal:
+    """Becomes true at SIGTERM or SIGINT, and wakes a wait that is under way."""
 
     def __init__(self) -> None:
         self.renew()
@@ -75,6 +75,7 @@ class StopSignal:
     def renew(self) -> None:
         """Begin anew, in a process that was forked: the parent's stop is not ours."""
         self.stopping = False
+        self.interrupts = False  # a wait is under way that goes on to its time-out unless an exception ends it
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
             os.set_blocking(end, False)
@@ -86,6 +87,9 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.request()
+        if self.interrupts:
+            self.interrupts = False
+            raise Stopped
 
     def request(self) -> None:
         self.stopping = True
@@ -119,7 +123,8 @@ class Backoff:
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
 """How long a loop may wait at once: short after work was done, because more is likely and a pipeline's start must not
-be made of naps; longer and longer when idle. The longest bounds how soon a stop signal is seen."""
+be made of naps; longer and longer when idle. Where a signal does not end a wait, as in librdkafka, the longest bounds
+how soon it is seen."""
 
 
 def serve(
@@ -180,16 +185,23 @@ def _turn(loop: Loop, stop: StopSignal, health: Health) -> None:
     """Step until the loop is done or the process is to stop."""
     finite = loop if isinstance(loop, Finite) else None
     pause = SHORTEST_WAIT
-    while not stop:
-        health.beat()
-        worked = loop.step()
-        health.steps += 1
-        if finite is not None and finite.done:
-            return
-        if worked:
-            pause = SHORTEST_WAIT
-        elif not stop:
-            loop.wait(pause)
+    # A wait that is cut short may leave a loop that can only be closed, which is what follows anyhow.
+    with contextlib.suppress(Stopped):
+        while not stop:
+            health.beat()
+            worked = loop.step()
+            health.steps += 1
+            if finite is not None and finite.done:
+                return
+            if worked:
+                pause = SHORTEST_WAIT
+                continue
+            try:
+                stop.interrupts = True
+                if not stop:
+                    loop.wait(pause)
+            finally:
+                stop.interrupts = False
             pause = min(pause * 1.5, LONGEST_WAIT)
 
 

@@ -364,8 +364,3 @@ def caught_up(
         if goal is not None and groups.get(progress.group, NOWHERE).position < goal:
             return False
     return bool(tables)
-
-
-def bounded(pipeline: Pipeline, until_caught_up: bool) -> bool:
-    """Whether a run ends by itself."""
-    return until_caught_up or pipeline.mode is Mode.LOAD

@@ -46,11 +46,16 @@ class Vital(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One process to be kept alive. `run` is called in it, and returns its exit code or raises `OperatorError`."""
+    """One process to be kept alive. `run` is called in it, and returns its exit code or raises `OperatorError`.
+
+    `preload` is called in the supervisor before each start: what is imported there, all later ones share, while those
+    that were started before work already.
+    """
 
     name: str
     run: Callable[[], int]
     vital: Vital = Vital.ESSENTIAL
+    preload: Callable[[], None] = lambda: None
 
 
 class Refusal(NamedTuple):
@@ -99,8 +104,6 @@ class Supervisor:
 
     def run(self) -> Exit:
         """Run until the end and return the exit code; nothing of ours runs any more then."""
-        gc.collect()
-        gc.freeze()  # what is here now is shared by all children; a collection would touch, and so copy, each page
         before = signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         chld = signal.signal(signal.SIGCHLD, lambda number, frame: None)
         try:
@@ -146,6 +149,8 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------- children
 
     def _start(self, child: _Child) -> None:
+        child.service.preload()
+        gc.freeze()  # what is here now is shared by all children; a collection would touch, and so copy, each page
         reader, writer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()

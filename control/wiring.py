@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 
 from control.service import Loop, StopSignal
 from schemas.errors import LogRewound
@@ -41,6 +42,22 @@ def exists(log: Log) -> bool:
     except LogRewound:
         return False
     return True
+
+
+_MODULES = {
+    # The holder is forked first, and is the one that all others wait for: it gets no more than it needs at once.
+    "holder": ["snapshot.holder", "snapshot.postgres"],
+    "capture": ["structlog", "capture.loop", "capture.postgres"],
+    "snapshot": ["structlog", "snapshot.loop", "snapshot.postgres"],
+    "apply": ["structlog", "apply.loop", "apply.postgres"],
+    "watch": ["control.watch", "apply.postgres"],
+}
+
+
+def preload(kind: str, pipeline: Pipeline) -> None:
+    """Import what a kind of service needs, so that the processes to be forked have it."""
+    for module in [*_MODULES[kind], "transport.kafka" if pipeline.log.url else "transport.sqlite"]:
+        import_module(module)
 
 
 class _NotYet:
