@@ -1,0 +1,64 @@
+"""A pipeline to be treated badly, over each kind of log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from control.servers.postgres import PostgresServer
+from control.wiring import opened_log
+from schemas.errors import ReplicationError
+from tests import servers
+from tests.fault.shop import fill
+from tests.fault.world import World
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def log_lines(request: pytest.FixtureRequest) -> str:
+    """The `log:` of a pipeline file, for each kind of log."""
+    if request.param == "embedded":
+        return ""
+    broker: servers.Kafka = request.getfixturevalue("kafka_broker")
+    return f"log: kafka://{broker.bootstrap}\n"
+
+
+@pytest.fixture
+def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
+    """Make pipelines between databases that are given; what they leave in slots and topics is removed."""
+    with contextlib.ExitStack() as stack:
+
+        def make(source: str, target: str, log: str, rows: int = 3_000) -> World:
+            fill(source, rows)
+            world = World(tmp_path, source, target, log)
+            stack.callback(_forget_topics, world)
+            stack.callback(world.close)
+            return world
+
+        yield make
+
+
+@pytest.fixture
+def world(make_world: MakeWorld, source_db: str, target_db: str, log_lines: str) -> World:
+    """A pipeline between two databases of servers that others use too."""
+    return make_world(source_db, target_db, log_lines)
+
+
+@pytest.fixture
+def own_servers(make_postgres: Callable[..., PostgresServer]) -> tuple[PostgresServer, PostgresServer]:
+    """A source and a target that the test may kill."""
+    made = make_postgres(servers.SOURCE_MAJOR), make_postgres(servers.TARGET_MAJOR)
+    for server in made:
+        server.create_database("app")
+    return made
+
+
+def _forget_topics(world: World) -> None:
+    """What is in the databases ends with them; a broker is everybody's. One of the test's own may be gone."""
+    if world.log_lines:
+        with contextlib.suppress(ReplicationError), opened_log(world.pipeline) as log:
+            log.delete_topics([topic.name for topic in log.topics(f"{world.name}.")])
