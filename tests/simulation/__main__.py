@@ -1,9 +1,13 @@
 """Run histories: `python -m tests.simulation [--histories N] [--seed S]`."""
-import sys, time, argparse
-from tests.simulation.world import World, History
 
+import argparse
 import logging
+import time
+
+from tests.simulation.world import History, World
+
 logging.disable(logging.CRITICAL)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -18,6 +22,9 @@ def main() -> None:
             world.run()
         except Exception as e:
             print("seed", seed, type(e).__name__, str(e)[:600])
-            if args.trace: raise
+            if args.trace:
+                raise
     print((time.monotonic() - began) / args.histories)
+
+
 main()

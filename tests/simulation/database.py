@@ -1,8 +1,9 @@
 """A simulated source database: MVCC, transaction ids, a write-ahead log with asynchronous commits, exported snapshots.
 
-It has just what the protocol rests on, and the cruelties of the real one: a commit is in the log, and decoded, before it
-is visible to others; a crash takes back commits that were not flushed, though a snapshot may have seen them, and gives
-their transaction ids out again; a row that is updated moves, so that reading in two snapshots may see it twice or never;
+It has just what the protocol rests on, and the cruelties of the real one: a commit is in the log, and decoded, before
+it is visible to others; a crash takes back commits that were not flushed, though a snapshot may have seen them, and
+gives their transaction ids out again; a row that is updated moves, so that reading in two snapshots may see it twice
+or never;
 a rewritten or truncated table is read wrong in an old snapshot without a word.
 """
 

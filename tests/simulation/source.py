@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 
 from capture.source import Step
 from capture.tables import TableVersions
@@ -66,7 +67,13 @@ class Connection:
         session = Session(self.process, on_end)
         sessions = self.database.sessions
         sessions.append(session)
-        session.on_end = lambda: (sessions.remove(session), on_end() if on_end else None)[1]
+
+        def ended() -> None:
+            sessions.remove(session)
+            if on_end is not None:
+                on_end()
+
+        session.on_end = ended
         return session
 
     def call(self, what: str, effect: Callable[[], T]) -> T:
@@ -206,10 +213,7 @@ class SimulatedReader(Connection):
         size = self.database.highest_place(name) + 1
         count = min(self._chunks, size)
         bounds = ["", *(str(size * n // count) for n in range(1, count)), ""]
-        chunks = tuple(
-            Chunk(n, SCHEMA, name, lower, upper, 1)
-            for n, (lower, upper) in enumerate(zip(bounds, bounds[1:], strict=False))
-        )
+        chunks = tuple(Chunk(n, SCHEMA, name, lower, upper, 1) for n, (lower, upper) in enumerate(pairwise(bounds)))
         return Planned(chunks, (str(self.database.filenode(name)),))
 
     def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
@@ -261,9 +265,7 @@ class SimulatedHeld(Connection):
 class SimulatedSnapshotSource(Connection):
     """The holder's side of the source."""
 
-    def __init__(
-        self, database: Database, process: Process, faults: Faults, tables: Callable[[], list[Table]]
-    ) -> None:
+    def __init__(self, database: Database, process: Process, faults: Faults, tables: Callable[[], list[Table]]) -> None:
         super().__init__(database, process, faults)
         self._tables = tables
 
@@ -320,5 +322,3 @@ class SimulatedSnapshotSource(Connection):
 
     def ping(self) -> None:
         self.call("ping", lambda: None)
-
-

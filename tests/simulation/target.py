@@ -1,7 +1,7 @@
 """A simulated target: a database with transactions, in which rows and progress change together or not at all.
 
-What a transaction touches, it locks until it ends; who would have to wait for it, because it stalled in the midst of it,
-is told that the target can't be reached now. The database may be restored to an earlier state, progress with it.
+What a transaction touches, it locks until it ends; who would have to wait for it, because it stalled in the midst of
+it, is told that the target can't be reached now. The database may be restored to an earlier state, progress with it.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class TargetDatabase:
 class Transaction:
     """Groups and tables as one transaction has them."""
 
-    def __init__(self, target: SimulatedTarget) -> None:
-        self._target, self._database = target, target.database
+    def __init__(self, target: SimulatedTarget, session: Session) -> None:
+        self._target, self._database, self._session = target, target.database, session
         self.groups: dict[int, Progress] = {}
         self.tables: dict[TableId, Held] = {}
 
@@ -102,6 +102,8 @@ class Transaction:
         return self.tables[table]
 
     def _lock(self, place: Place) -> None:
+        if not self._session.alive:
+            raise TargetUnavailable("the connection was lost in the midst of a transaction")
         holder = self._database.locks.setdefault(place, self._target)
         if holder is not self._target:
             raise TargetUnavailable(f"{holder.process.name} holds a lock on {place}")
@@ -133,7 +135,8 @@ class SimulatedTarget:
         """Begin, and at the end commit; after any exception nothing of it remains."""
         if self._session is None or not self._session.alive:
             raise TargetUnavailable("the connection was lost")
-        transaction, session = Transaction(self), self._session
+        session = self._session
+        transaction = Transaction(self, session)
         try:
             yield transaction
             self._call(what, lambda: self._commit(transaction))

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from apply.loop import Apply, Limits
@@ -20,11 +21,11 @@ from schemas.frontier import Claim, Frontier, Manifest, Plan, Setup, SnapshotTak
 from schemas.pipeline import Pipeline
 from schemas.record import decode_control
 from schemas.states import TableState
-from schemas.table import Identity, Table, TableId
+from schemas.table import Identity, TableId
 from snapshot import rules
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
-from tests.simulation.database import KEYS, Database, Shape
+from tests.simulation.database import Database, Shape
 from tests.simulation.faults import Faults, Killed, Process
 from tests.simulation.log import Members, SimulatedLog
 from tests.simulation.source import (
@@ -32,14 +33,12 @@ from tests.simulation.source import (
     SimulatedSnapshotSource,
     SimulatedSource,
     row_of,
-    table_id,
     table_of,
 )
 from tests.simulation.target import Row, Rows, SimulatedTarget, Stored, TargetDatabase
-from transport.log import Log
 from transport.memory import MemoryLog
 from transport.topics import Topics
-from transport.views import Chunks, TableChunks
+from transport.views import TableChunks
 
 PIPELINE = Pipeline.model_validate(
     {
@@ -104,10 +103,10 @@ class World:
         ]
         kinds: dict[str, Callable[[Process], Any]] = {"capture": self.make_capture, "holder": self.make_holder}
         for number in range(choose.randint(1, 2)):
-            kinds[f"snapshot-{number}"] = lambda process, number=number: self.make_worker(process, number)
+            kinds[f"snapshot-{number}"] = partial(self.make_worker, number=number)
         for target in self.targets:
             for number in range(choose.randint(1, 2)):
-                kinds[f"{target.name}-{number}"] = lambda process, target=target: self.make_apply(process, target)
+                kinds[f"{target.name}-{number}"] = partial(self.make_apply, target=target)
         self.kinds = kinds
         self.processes: dict[str, list[Process]] = {kind: [] for kind in kinds}
         self.finished: set[str] = set()

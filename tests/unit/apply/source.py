@@ -31,7 +31,7 @@ from transport.topics import Topics
 from transport.views import SETUP_KEY, Registered, Tables
 
 BEGINNING = 100
-Row = Sequence[str | None]
+Row = tuple[str | None, ...]
 
 
 class Written(NamedTuple):
