@@ -16,7 +16,7 @@ from schemas.errors import PrerequisiteMissing, ReplicationError
 from schemas.frontier import Setup
 from schemas.table import Leaf, Table, TableId
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 CHECK_SECONDS = 30.0
 END_SECONDS = 5.0
 

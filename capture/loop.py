@@ -18,7 +18,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -102,11 +102,27 @@ class Capture:
         self.max_xid = 0
         self.records = 0
         self.bytes = 0
+        self.transactions = 0
         self.frontiers = 0
         self.commit_time = 0  # microseconds; of the last transaction that a frontier holds
         self.captured_at = 0  # microseconds; of the last frontier
         self.lag = 0.0  # seconds from that transaction's commit to its frontier
         self.behind = 0  # positions (bytes of the source's log) that are still to come, as far as is known
+
+        self._fresh = 0  # microseconds; nothing that was committed before is missing
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return the figures above by the names that control knows."""
+        figures: dict[str, float] = {
+            "rows": self.records,
+            "bytes": self.bytes,
+            "transactions": self.transactions,
+            "frontiers": self.frontiers,
+            "lag_bytes": self.behind,
+        }
+        if self._fresh:
+            figures["lag_seconds"] = max(0.0, self._now() - self._fresh / 1_000_000)
+        return figures
 
     # ------------------------------------------------------------------------------------------------- driving
 
@@ -126,12 +142,15 @@ class Capture:
             raise
 
     def wait(self, timeout: float) -> None:
-        """Wait until the source has something, at most `timeout` seconds or until a confirmation is due."""
+        """Wait until the source has something, at most `timeout` seconds or until a confirmation is due.
+
+        What is no `Exception`, as a request to stop, may end it at any point; then there is only closing left.
+        """
         if self._failed or self._do != self._write or self._ready is not None:
             return
         try:
             self._ready = self._source.poll(max(0.0, min(timeout, self._until_confirm(), self._until_empty())))
-        except BaseException:
+        except Exception:
             self._failed = True
             raise
 
@@ -204,6 +223,7 @@ class Capture:
             self._schemas.setdefault(partition, set()).update(schemas)
         self.records += step.records
         self.bytes += step.bytes
+        self.transactions += step.transactions
         self.max_xid = max(self.max_xid, step.max_xid)
         if step.position is None:
             # In the midst of a transaction: durable now, so that no buffer holds all of it. Until it is complete no
@@ -248,6 +268,8 @@ class Capture:
         if step.commit_time:
             self.commit_time = step.commit_time
             self.lag = max(0.0, (captured_at - step.commit_time) / 1_000_000)
+        # A frontier without a commit says that there is none to be had.
+        self._fresh = step.commit_time or captured_at
         self.behind = max(0, step.end - position)
         self.frontiers += 1
 
@@ -327,6 +349,10 @@ class CaptureService:
             return False
         self.capture = self._begin(setup)
         return True
+
+    def metrics(self) -> Mapping[str, float]:
+        """Return the figures of the incarnation, none before there is one."""
+        return self.capture.metrics() if self.capture is not None else {}
 
     def wait(self, timeout: float) -> None:
         """Wait for work, at most `timeout` seconds."""

@@ -45,7 +45,10 @@ SPILL_BYTES = 8 << 20
 """What is there of a transaction is handed over when it has grown to this; memory is bounded by it and one row."""
 
 STEP_SECONDS = 0.02
-"""How long transactions are gathered while there is no end of them."""
+"""How long transactions are gathered while there is no end of them, if the log is quick."""
+
+SLOW_STEP_SECONDS = 0.1
+"""The same at most: a step takes four times as long to gather as the one before it took to write."""
 
 BUSY_BYTES_A_SECOND = 10_000_000
 """The rate at which gathering pays in full. Below it the pause between steps shrinks with the square of the rate, so
@@ -100,6 +103,8 @@ class PostgresSource:
         self._confirmed = 0
         self._gathered = 0  # bytes that came since the last step
         self._pause = 0.0
+        self._gather = STEP_SECONDS
+        self._handed = False  # the last step is being written
         self._step_began = self._step_given = self._heard = self._told = 0.0
 
     # -------------------------------------------------------------------------------------------------- starting
@@ -168,7 +173,11 @@ class PostgresSource:
     def poll(self, timeout: float) -> Step | None:
         """See `Source.poll`."""
         clock = self._clock
-        deadline = clock() + timeout
+        now = clock()
+        deadline = now + timeout
+        if self._handed:
+            self._handed = False
+            self._gather = min(SLOW_STEP_SECONDS, max(STEP_SECONDS, 4 * (now - self._step_given)))
         if self._caretaker is not None and self._caretaker.problem is not None:
             raise self._caretaker.problem
         with self._lock:
@@ -237,7 +246,7 @@ class PostgresSource:
         """Whether the step should be closed at the next commit."""
         if self._gathered == 0:
             return False
-        return self._decoder.pending_bytes >= STEP_BYTES or self._clock() - self._step_began >= STEP_SECONDS
+        return self._decoder.pending_bytes >= STEP_BYTES or self._clock() - self._step_began >= self._gather
 
     def _due(self, now: float, dry: bool) -> Step | None:
         """Return what was gathered, if it is time to."""
@@ -258,13 +267,15 @@ class PostgresSource:
             blocks[partition], schemas[partition] = Block(count, data), ids
         commit_time = self._decoder.commit_time if self._commits and position is not None else 0
         rate = self._gathered / max(now - self._step_given, 1e-6) / BUSY_BYTES_A_SECOND
-        self._pause = STEP_SECONDS * min(1.0, rate * rate)
+        self._pause = self._gather * min(1.0, rate * rate)
         self._gathered = 0
+        self._handed = True
         self._step_given = self._step_began = now
+        transactions = 0
         if position is not None:
-            self._position, self._commits = position, 0
+            transactions, self._commits, self._position = self._commits, 0, position
         end = self._caretaker.end if self._caretaker is not None else 0
-        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, max(end, self._passed))
+        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, transactions, max(end, self._passed))
 
     def _rest(self, now: float, deadline: float) -> None:
         """Wait for more: a nap while something is going on, else until the kernel wakes us."""
@@ -348,7 +359,7 @@ class PostgresSource:
         if self._lock.acquire(blocking=False):
             try:
                 now = self._clock()
-                if now - self._told >= STATUS_SECONDS:
+                if now - self._told >= STATUS_SECONDS / 2:  # the next look may come just too late
                     self._tell(now)
             finally:
                 self._lock.release()
@@ -378,14 +389,17 @@ class PostgresSource:
             said = str(meaning)
         return SourceUnavailable(said)
 
-    def _unsupported(self, error: ValueUnsupported, change: bytes) -> ValueUnsupported:
-        """Say of which table and column a value has no form in the log."""
+    def _unsupported(self, error: ValueUnsupported, change: bytes) -> SchemaUnsupported:
+        """Say of which table and column a value has no form in the log.
+
+        A person's business, not the row's alone: without its row the table on the targets would never be right.
+        """
         id, relation = self._bound.get(int.from_bytes(change[1:], "big"), (None, None))
         text = str(error)
         found = re.match(r"column (\d+): (.*)", text, re.DOTALL)
         if relation is not None and found is not None and int(found[1]) < len(relation.columns):
             text = f"{relation.columns[int(found[1])].name}: {found[2]}"
-        return ValueUnsupported(
+        return SchemaUnsupported(
             f"{id or 'a table'}.{text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
             remedy=RELOAD + "; leave the table out, or correct the value first",
         )
@@ -394,9 +408,11 @@ class PostgresSource:
         """See `Source.close`."""
         if self._caretaker is not None:
             self._caretaker.stop()
-        with self._lock:
-            if self._stream is not None:
-                self._stream.finish()
-                self._stream = None
+        with contextlib.ExitStack() as stack:
+            if self._lock.acquire(timeout=1.0):  # never for long in other hands
+                stack.callback(self._lock.release)
+            stream, self._stream = self._stream, None
+            if stream is not None:
+                stream.finish()
         if self._control is not None:
             self._control.close()

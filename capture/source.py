@@ -29,6 +29,7 @@ class Step:
     position: int | None = None
     commit_time: int = 0  # of the last transaction, at the source; 0 if the step completes none
     max_xid: int = 0  # the largest id among the transactions so far; 0 if there were none
+    transactions: int = 0  # that end in the step
     end: int = 0  # how far the source's own log reaches, as far as is known: tells how much is still to come
 
     @property
@@ -63,8 +64,8 @@ class Source(Protocol):
         up to a few megabytes or some milliseconds; a transaction that is larger than that comes in several steps,
         of which only the last has a position. Positions only grow. An idle source gives a step without blocks from
         time to time, if its position has moved. Raises `SourceUnavailable` if the connection is lost,
-        `PositionLost` if the source has given the stream up, `SchemaUnsupported` or `ValueUnsupported` for what
-        has no lossless form in the log.
+        `PositionLost` if the source has given the stream up, `SchemaUnsupported` for a change that has no lossless
+        form in the log.
         """
 
     def confirm(self, position: int) -> None:

@@ -497,7 +497,7 @@ def test_a_table_that_was_made_again_is_refused(world: World) -> None:
 def test_a_log_that_keeps_capture_waiting_does_not_cost_it_the_connection(
     make_postgres: Callable[..., PostgresServer],
 ) -> None:
-    server = make_postgres(16, conf={"wal_sender_timeout": "2s"})
+    server = make_postgres(16, conf={"wal_sender_timeout": "3s"})
     with make_world(server.url()) as world:
         world.run("create table public.t (id int primary key)")
         world.prepare()
@@ -535,6 +535,18 @@ def test_a_server_that_crashes_and_comes_back_is_a_passing_error(
         world.catch_up(again)
         assert world.rows("public.t") == world.source_rows("public.t")
         assert [item.change.op for item in world.captured()] == [Op.INSERT] * 3
+
+
+def test_a_value_without_a_form_in_the_log_is_named_with_table_column_and_position(world: World) -> None:
+    world.run("create table public.t (id int primary key, at timestamp)")
+    world.prepare()
+    capture = world.capture()
+    world.run("insert into public.t values (1, now())", "insert into public.t values (2, '294276-12-31')")
+    with pytest.raises(
+        SchemaUnsupported, match=r"public\.t\.at: .*\(in the transaction at [0-9A-F]+/[0-9A-F]+\)"
+    ) as caught:
+        world.catch_up(capture)
+    assert caught.value.remedy
 
 
 def test_topics_stay_where_the_first_version_put_them(world: World) -> None:

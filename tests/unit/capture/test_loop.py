@@ -469,7 +469,34 @@ def test_a_trimmed_topic_is_read_from_its_start_with_the_epoch_in_force_there(
 
 
 def test_counters_tell_what_was_captured(make: Callable[..., Capture]) -> None:
-    capture = make(ScriptedSource([Step({A: block("x", "y")}, {A: frozenset({64})}, 110, 500_000, 3, end=150)]))
+    capture = make(ScriptedSource([Step({A: block("x", "y")}, {A: frozenset({64})}, 110, 500_000, 3, 1, end=150)]))
     run(capture)
     assert (capture.records, capture.bytes, capture.frontiers) == (2, len(block("x", "y").data), 1)
     assert (capture.position, capture.commit_time, capture.lag, capture.behind) == (110, 500_000, 1.0, 40)
+    assert capture.metrics() == {
+        "rows": 2,
+        "bytes": capture.bytes,
+        "transactions": 1,
+        "frontiers": 1,
+        "lag_bytes": 40,
+        "lag_seconds": 1.0,
+    }
+
+
+def test_a_wait_that_was_stopped_leaves_what_is_durable_to_be_confirmed(make: Callable[..., Capture]) -> None:
+    class Stopped(BaseException):
+        pass
+
+    class Stopping(ScriptedSource):
+        def poll(self, timeout: float) -> Step | None:
+            if timeout:
+                raise Stopped
+            return super().poll(timeout)
+
+    capture = make(source := Stopping([None, changes(110, a=["x"])]))
+    run(capture)
+    run(capture)
+    with pytest.raises(Stopped):
+        capture.wait(1.0)
+    capture.close()
+    assert source.confirmed == [100, 110]
