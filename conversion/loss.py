@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from conversion.ddl import key_constraint, type_statement
+from conversion.ddl import MULTIRANGE, MULTIRANGE_SINCE, key_constraint, type_statement
 from schemas.table import Constraint, Objects, Table, TableId
 
 
@@ -59,9 +59,27 @@ def objects_losses(objects: Objects, version: int) -> list[Loss]:
     ]
 
 
-def all_losses(tables: Iterable[Table], objects: Objects, version: int) -> list[Loss]:
+def all_losses(tables: Collection[Table], objects: Objects, version: int) -> list[Loss]:
     """Return the losses of tables and objects together."""
-    return [*objects_losses(objects, version), *(loss for table in tables for loss in losses(table, version))]
+    multiranges = set()
+    if version < MULTIRANGE_SINCE:
+        named = (MULTIRANGE.search(statement) for _, statement in objects.types)
+        multiranges = {_bare(found[0].partition(" = ")[2]) for found in named if found}
+    return [
+        *objects_losses(objects, version),
+        *(loss for table in tables for loss in losses(table, version)),
+        *(
+            Loss(table.id, f"column {column.name}", f"{column.source_type} is a multirange, of PostgreSQL 14", True)
+            for table in tables
+            for column in table.definition.columns
+            if _bare(column.source_type) in multiranges
+        ),
+    ]
+
+
+def _bare(name: str) -> str:
+    """Return a type's name without quotes and array brackets, to be compared."""
+    return name.replace('"', "").removesuffix("[]")
 
 
 def _columns(table: Table, version: int) -> Iterator[Loss]:

@@ -64,7 +64,7 @@ def _database(found: Found, conn: psycopg.Connection) -> None:
                 f"target: role {role} may not switch off triggers and foreign keys for its session",
                 f"grant set on parameter session_replication_role to {quote(role)}"
                 if major(conn) >= 15
-                else f"as a superuser: alter role {quote(role)} set session_replication_role = replica",
+                else f"alter role {quote(role)} set session_replication_role = replica  (as a superuser)",
             )
 
 

@@ -145,6 +145,10 @@ def test_multiranges_are_left_out_of_ranges_before_14() -> None:
     assert "multirange" in objects_statements(objects, [])[0]
     assert "as range (subtype = integer);" in objects_statements(objects, [], version=13)[0]
     assert all_losses([], objects, 13) == []
+    column = ColumnDetails(name="m", source_type='s."r_m""ulti"[]')
+    t = table(Definition(columns=(column,)), key=())
+    assert [loss.what for loss in all_losses([t], objects, 13)] == ["column m"]
+    assert all_losses([t], objects, 14) == []
 
 
 def test_foreign_keys_lead_to_tables_that_are_there() -> None:
