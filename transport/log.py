@@ -148,7 +148,8 @@ class Log(Protocol):
 
     def writer(self, purpose: str) -> AbstractContextManager[LogWriter]:
         """Open a writer. `purpose` is `changes` (one capture: small steps, each durable), `control`, or
-        `load-N` for the N-th snapshot worker of this machine (large blocks, durable at `flush`)."""
+        `load-N` for the N-th snapshot worker (large blocks, durable at `flush`). It appends to partition N of load
+        topics and nobody else does, on any machine: a range holds one writer's records."""
 
     def reader(self) -> AbstractContextManager[LogReader]:
         """Open a reader."""

@@ -660,6 +660,7 @@ class _Checkpointer:
         self._seen = (0, 0)  # how long the WAL was, and after how many bytes written
         self._jobs: queue.SimpleQueue[tuple[Path, int, sqlite3.Connection | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._copying = threading.Lock()
 
     def wrote(self, size: int) -> None:
         self._written += size
@@ -670,10 +671,11 @@ class _Checkpointer:
             self._ask(path, None)
         length, at = self._seen
         if length + self._written - at >= _WAL_BYTES and self._written >= self._try_again:
-            # Waits for the helper and for readers, a little: one that is stopped must not stop the writer too.
-            _all(connection, "pragma busy_timeout = 1000")
-            (busy, _, _) = _one(connection, "pragma wal_checkpoint(restart)")
-            _all(connection, f"pragma busy_timeout = {int(self._wait_s * 1000)}")
+            # Waits for the helper, and for readers a little: one that is stopped must not stop the writer too.
+            with self._copying:
+                _all(connection, "pragma busy_timeout = 1000")
+                (busy, _, _) = _one(connection, "pragma wal_checkpoint(restart)")
+                _all(connection, f"pragma busy_timeout = {int(self._wait_s * 1000)}")
             if busy:
                 self._try_again = self._written + _WAL_BYTES // 4
             else:
@@ -711,9 +713,10 @@ class _Checkpointer:
                         mine.close()
                     mine, current = None, path
                     mine = _connect(path, self._wait_s)
-                busy, frames, _ = _one(mine, "pragma wal_checkpoint(passive)")
-                if not busy:
-                    self._seen = (frames * 4120, written)
+                with self._copying:
+                    busy, frames, _ = _one(mine, "pragma wal_checkpoint(passive)")
+                    if not busy:
+                        self._seen = (frames * 4120, written)
         if mine is not None:
             mine.close()
 
