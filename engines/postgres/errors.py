@@ -204,7 +204,9 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
         if NO_TLS.search(text):
             return Meaning(ConfigInvalid, "correct sslmode and its companions in the URL")
         return Meaning(Unavailable)
-    if isinstance(exc, psycopg.InterfaceError):
+    if isinstance(exc, psycopg.InterfaceError) or type(exc) is psycopg.DatabaseError:
+        # The latter is what the driver makes of a result that libpq made up itself, when the connection was lost
+        # while it waited for the server's.
         return Meaning(Unavailable)
     if isinstance(exc, psycopg.DataError):
         return Meaning(ValueUnsupported, quotes_values=True)

@@ -130,6 +130,14 @@ def test_a_closed_connection_is_passing_and_an_impossible_value_is_not() -> None
     assert type(translate(psycopg.ProgrammingError("odd"), "target")) is OperatorError
 
 
+def test_a_connection_that_is_lost_while_a_result_is_awaited_is_passing() -> None:
+    """libpq then makes up a result of its own, without an SQLSTATE, and the driver has no class for that."""
+    lost = psycopg.errors.error_from_result(psycopg.pq.PGconn.connect_start(b"").make_empty_result(7))
+    assert type(lost) is psycopg.DatabaseError
+    assert type(translate(lost, "target")) is TargetUnavailable
+    assert type(translate(lost, "source")) is SourceUnavailable
+
+
 def test_values_that_the_server_quotes_are_not_repeated() -> None:
     for state in ("22P02", "22003", "42601", "P0001", "21000", "38000"):
         assert "secret" not in str(translate(error(state, 'invalid value: "secret"'), "target"))
