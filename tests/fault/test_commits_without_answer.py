@@ -1,0 +1,50 @@
+"""The target has written, or has not, and the connection is lost before anybody knows which."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from schemas.states import TableState
+from tests.fault.conftest import MakeWorld
+from tests.fault.proxy import Proxy
+from tests.fault.world import Balance
+
+CUTS = 6
+
+
+@pytest.fixture(params=["after", "before"])
+def proxy(request: pytest.FixtureRequest, target_db: str) -> Iterator[Proxy]:
+    """A wire to the target that loses the answer to a commit, or the commit itself."""
+    parts = urlsplit(target_db)
+    with contextlib.closing(
+        Proxy(parts.hostname or "127.0.0.1", parts.port or 5432, answers=request.param == "after")
+    ) as made:
+        yield made
+
+
+def test_a_commit_whose_answer_is_lost_counts_once(
+    make_world: MakeWorld, source_db: str, target_db: str, log_lines: str, proxy: Proxy
+) -> None:
+    parts = urlsplit(target_db)
+    through = parts._replace(netloc=parts.netloc.rpartition("@")[0] + f"@127.0.0.1:{proxy.port}").geturl()
+    world = make_world(source_db, through, log_lines)
+    balance = Balance(world)
+    world.begin_traffic()
+    run = world.start()
+    # During the load, at each step of it; then of the stream.
+    for what in (TableState.LOADING, TableState.LIVE):
+        world.wait(what, lambda what=what: what in world.states().values(), run)  # type: ignore[misc]
+        for _ in range(CUTS // 2):
+            cuts = proxy.cuts
+            proxy.arm()
+            world.wait("a lost answer", lambda cuts=cuts: proxy.cuts > cuts, run)  # type: ignore[misc]
+            balance.check()
+    world.wait("live tables", world.all_live, run)
+    cuts = proxy.cuts
+    proxy.arm()
+    world.wait("a lost answer", lambda: proxy.cuts > cuts, run)
+    world.finish(run)
