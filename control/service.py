@@ -108,7 +108,7 @@ class StopSignal:
 class Backoff:
     """Waiting times between attempts: doubled each time up to a limit, with jitter, and short again after success."""
 
-    def __init__(self, first: float = 0.1, longest: float = 10.0, healthy_after: float = 10.0) -> None:
+    def __init__(self, first: float = 0.02, longest: float = 10.0, healthy_after: float = 10.0) -> None:
         self._first, self._longest, self._healthy_after = first, longest, healthy_after
         self.failures = 0
 
@@ -120,6 +120,9 @@ class Backoff:
         pause = min(self._first * 2.0 ** min(self.failures - 1, 20), self._longest)
         return pause * random.uniform(0.75, 1.25)
 
+
+_NEWS_SECONDS = 3.0
+"""After so long of failing attempts people are told."""
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
 """How long a loop may wait at once: short after work was done, because more is likely and a pipeline's start must not
@@ -143,6 +146,7 @@ def serve(
     takes effect between two steps; closing makes durable what has to be.
     """
     health, backoff = health or Health(), backoff or Backoff()
+    failing_since = now()
     while not stop:
         began = now()
         try:
@@ -158,8 +162,9 @@ def serve(
             kind = type(error).__name__
             health.retries[kind] = health.retries.get(kind, 0) + 1
             pause = backoff.next(now() - began)
-            # A conflict is the normal way in which two owners sort themselves out; a single hiccup is no news.
-            tell = log.warning if backoff.failures > 2 else log.info
+            # A conflict is the normal way in which two owners sort themselves out; a hiccup is no news.
+            failing_since = began if backoff.failures == 1 else failing_since
+            tell = log.warning if now() - failing_since > _NEWS_SECONDS else log.info
             tell("will try again", error=str(error), kind=kind, seconds=round(pause, 2))
             stop.wait(pause)
         except OperatorError as error:

@@ -24,6 +24,7 @@ _QUICKEST, _SLOWEST = 0.02, 0.5
 _SHARE = 20
 """Looking may take one part in so many of the time: thousands of tables are looked at less often."""
 
+_NEWS_SECONDS = 5.0
 _TABLES_SHOWN = 25
 
 
@@ -55,7 +56,7 @@ def watch(
     goal: int | None = None
     quick = bounded
     pause = 0.005
-    complained = False
+    complained, failing_since = False, 0.0
     shown = began if display.every > 1 else -1e9  # what has just begun is worth no line
     with contextlib.closing(display), opened_log(pipeline) as log, Collector(pipeline, log) as collector:
         while not stop:
@@ -76,13 +77,15 @@ def watch(
                 if started - shown >= display.every:
                     shown = started
                     display.show(collector.collect())
-                complained = False
+                complained, failing_since = False, 0.0
             except TransientError as error:
                 # The services have their own retries and tell of them; looking again is all there is to do here.
-                if not complained:
+                # A short trouble is no news, and of a longer one the services tell as well.
+                failing_since = failing_since or started
+                if not complained and started - failing_since > _NEWS_SECONDS:
                     display.say(f"watch: {error}")
-                complained = True
-                stop.wait(_SLOWEST)
+                    complained = True
+                stop.wait(_QUICKEST if started - failing_since < _NEWS_SECONDS else _SLOWEST)
                 continue
             pause = min(max(_QUICKEST, _SHARE * (now() - started)), _SLOWEST) if quick else min(display.every, _SLOWEST)
             stop.wait(pause)
