@@ -90,6 +90,9 @@ class PostgresTarget:
                 row = connection.execute(state.LOG_OF, [self._pipeline]).fetchone()
             # What a crash of the server takes back it takes back together with the progress, and it is applied again.
             connection.execute("set synchronous_commit = off")
+            # Few rows are joined to large tables here, by their keys: see `LOOKED_UP_BYTES`.
+            connection.execute("set enable_hashjoin = off")
+            connection.execute("set enable_mergejoin = off")
         if row is not None and row[0] != log:
             raise LogRewound(
                 f"the progress in target {self._settings.name} was made in another log of pipeline {self._pipeline}",

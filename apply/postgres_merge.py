@@ -40,10 +40,16 @@ DIRECT = 48
 QUEUED = 300
 """Statements in one pipeline: while they are sent nobody reads the results, which must fit in the sockets' buffers."""
 
+LOOKED_UP_BYTES = 64 << 20
+"""Up to so much staged data is looked up row by row, which the session's settings see to: left alone the planner
+reads the whole table to hash it, which costs a third more even if one row in twenty is staged."""
+
 STAGES = 64
 """Session tables that are kept: at each commit the server goes through all of them."""
 
 MERGE_SAYS_SINCE = 170000
+
+ALLOW_HASHING = "set local enable_hashjoin = on"
 
 ROLE_REMEDY = "grant set on parameter session_replication_role to the target's user"
 
@@ -152,6 +158,7 @@ class Writer:
         # Whether nothing else looks at rows on the way: else deletes come before writes, children before parents.
         self.alone = session.replica or not (shape.references or shape.referenced)
         self.counts_merge = session.version >= MERGE_SAYS_SINCE
+        self._indexed = any(unique <= {table.columns[place].name for place in table.key} for unique in shape.uniques)
 
     def require_harmless(self) -> None:
         """Refuse a table whose triggers or cascading keys would act again on what the source's did already."""
@@ -177,6 +184,8 @@ class Writer:
         )
 
     def fill(self, stage: str, columns: Sequence[str], data: bytes, binary: bool) -> None:
+        if not self._indexed or len(data) > LOOKED_UP_BYTES:
+            self.session.queue(ALLOW_HASHING)
         listed = ", ".join(columns)
         self.session.copy(f"copy {stage} ({listed}) from stdin", [data], binary=binary, label=self.id)
 

@@ -82,7 +82,7 @@ class Session:
         self.flush()
         result = self._pg.exec_(sql.encode())
         if result.status not in _FINE:
-            raise StatementFailed(label, error_from_result(result, encoding="utf-8"))
+            raise StatementFailed(label, self._error(result))
         return result
 
     def copy(self, sql: str, parts: Iterable[bytes], *, binary: bool, label: object = None) -> int:
@@ -93,7 +93,7 @@ class Session:
         self.flush()
         result = self._pg.exec_(f"{sql} (format binary)".encode() if binary else sql.encode())
         if result.status != pq.ExecStatus.COPY_IN:
-            raise StatementFailed(label, error_from_result(result, encoding="utf-8"))
+            raise StatementFailed(label, self._error(result))
         try:
             if binary:
                 self._pg.put_copy_data(HEADER)
@@ -114,8 +114,16 @@ class Session:
         self._pg.put_copy_end()
         result = self._results()
         if result.status not in _FINE:
-            raise StatementFailed(label, error_from_result(result, encoding="utf-8"))
+            raise StatementFailed(label, self._error(result))
         return _touched(result)
+
+    def _error(self, result: pq.abc.PGresult) -> psycopg.Error:
+        """Return the driver's error of a result; raise it if the connection is gone, which no statement is to blame
+        for. Such a result has no SQLSTATE, and the driver then knows no better class than the widest."""
+        error = error_from_result(result, encoding="utf-8")
+        if self._pg.status == pq.ConnStatus.BAD or error.sqlstate is None:
+            raise psycopg.OperationalError(str(error)) from error
+        return error
 
     def _results(self) -> pq.abc.PGresult:
         """Return the first result and drop the rest, which is the end."""
@@ -181,7 +189,7 @@ class Session:
             if sent.prepares:
                 self._names.pop(sent.sql, None)
             if failed is None:
-                failed = sent, error_from_result(result, encoding="utf-8")
+                failed = sent, self._error(result)
         ended = self._pg.get_result()
         if ended is None or ended.status != pq.ExecStatus.PIPELINE_SYNC:
             raise psycopg.OperationalError("the connection was lost in a pipeline")

@@ -237,10 +237,7 @@ def add(
         cursor.executemany(ADD_GROUP, [(pipeline, group, *progress) for group, progress in sorted(groups.items())])
         cursor.executemany(
             ADD_TABLE,
-            [
-                (pipeline, *t.table, t.group, *_state(t), t.changes)
-                for t in sorted(tables, key=lambda t: t.table)
-            ],
+            [(pipeline, *t.table, t.group, *_state(t), t.changes) for t in sorted(tables, key=lambda t: t.table)],
         )
 
 

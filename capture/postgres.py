@@ -48,7 +48,11 @@ STEP_SECONDS = 0.02
 """How long transactions are gathered while there is no end of them, if the log is quick."""
 
 SLOW_STEP_SECONDS = 0.1
-"""The same at most: a step takes four times as long to gather as the one before it took to write."""
+"""The same at most: a step takes four times as long to gather as the one before it took to write, and this long while
+there is much to catch up with."""
+
+BEHIND_BYTES = 32 << 20
+"""So much of the source's log, still to come, is much."""
 
 BUSY_BYTES_A_SECOND = 10_000_000
 """The rate at which gathering pays in full. Below it the pause between steps shrinks with the square of the rate, so
@@ -98,6 +102,7 @@ class PostgresSource:
 
         self._open = False  # inside a transaction
         self._commits = 0  # since the last step
+        self._end_at_start = 0
         self._passed = 0  # what keepalives outside a transaction have told
         self._position = 0  # of the last step
         self._confirmed = 0
@@ -149,10 +154,11 @@ class PostgresSource:
                 f"{replication.lsn_text(after)}: it is not the log that was written, or has lost its end",
                 remedy=f"bring the right log back; if it is gone: {RELOAD}",
             )
-        if after > (end := replication.wal_insert_lsn(control)):
+        self._end_at_start = replication.wal_insert_lsn(control)
+        if after > self._end_at_start:
             raise PositionLost(
-                f"the source's log ends at {replication.lsn_text(end)}, before {replication.lsn_text(after)}, which "
-                "was captured already: it was restored to an earlier state",
+                f"the source's log ends at {replication.lsn_text(self._end_at_start)}, before "
+                f"{replication.lsn_text(after)}, which was captured already: it was restored to an earlier state",
                 remedy=RELOAD,
             )
 
@@ -177,7 +183,9 @@ class PostgresSource:
         deadline = now + timeout
         if self._handed:
             self._handed = False
-            self._gather = min(SLOW_STEP_SECONDS, max(STEP_SECONDS, 4 * (now - self._step_given)))
+            behind = self._end() - self._position > BEHIND_BYTES
+            wrote = now - self._step_given
+            self._gather = SLOW_STEP_SECONDS if behind else min(SLOW_STEP_SECONDS, max(STEP_SECONDS, 4 * wrote))
         if self._caretaker is not None and self._caretaker.problem is not None:
             raise self._caretaker.problem
         with self._lock:
@@ -274,8 +282,11 @@ class PostgresSource:
         transactions = 0
         if position is not None:
             transactions, self._commits, self._position = self._commits, 0, position
-        end = self._caretaker.end if self._caretaker is not None else 0
-        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, transactions, max(end, self._passed))
+        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, transactions, self._end())
+
+    def _end(self) -> int:
+        """How far the source's log reaches, as far as we know."""
+        return max(self._caretaker.end if self._caretaker is not None else 0, self._end_at_start, self._passed)
 
     def _rest(self, now: float, deadline: float) -> None:
         """Wait for more: a nap while something is going on, else until the kernel wakes us."""

@@ -13,14 +13,15 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from schemas.errors import ConfigInvalid, SnapshotLost
+from codec.frames import pack
+from schemas.errors import ConfigInvalid, IntegrityError, SnapshotLost, TransientError
 from schemas.frontier import Setup, SnapshotTaken, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
 from schemas.table import Table, TableId
 from snapshot import rules
 from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
-from transport.log import Log, LogReader, LogWriter, Topic
+from transport.log import Block, Log, LogReader, LogWriter, Topic
 from transport.topics import Topics
 from transport.views import SETUP_KEY, Chunks, Tables, read_setup
 
@@ -31,6 +32,9 @@ SHARE_ABOVE = 500
 MOST_HELD = 4
 RETIRE_SECONDS = 60.0
 """How long a snapshot that a newer one followed stays though no table depends on it: workers may be reading in it."""
+
+JUDGE_SHARE = 10
+"""How many times longer than a look at all tables the pause after it is."""
 
 _AGAIN_SECONDS = 0.2
 _CLAIM_SECONDS = 1.0
@@ -68,6 +72,7 @@ class Holder:
         self._again_at = 0.0
         self._changed = True  # whether something is held that was not when it was last decided, or the reverse
         self._wants = False
+        self._judge_at = 0.0
 
         self.setup: Setup | None = None
         self.done = False
@@ -78,6 +83,11 @@ class Holder:
     def held(self) -> tuple[int, ...]:
         """The snapshots that are alive here, by their offsets in `p.chunks`."""
         return tuple(self._held)
+
+    @property
+    def held_seconds(self) -> float:
+        """For how long the oldest of them has kept the source from cleaning up."""
+        return self._clock() - min(self._since.values(), default=self._clock())
 
     def step(self) -> bool:
         """Do one piece of work and say whether there was any.
@@ -111,8 +121,10 @@ class Holder:
             self._sleep(min(timeout, _CLAIM_SECONDS))
         elif self._reader is not None and self._chunks is not None:
             now = self._clock()
-            until = self._ping_at if self._again_at <= now else min(self._ping_at, self._again_at)
-            self._reader.wait({self._topics.chunks: self._chunks.next}, max(0.0, min(timeout, until - now)))
+            due = [self._ping_at - now, timeout]
+            due += [self._again_at - now] if self._wants else []
+            due += [self._judge_at - now] if self._changed else []
+            self._reader.wait({self._topics.chunks: self._chunks.next}, max(0.0, min(due)))
 
     def close(self) -> None:
         """Let go of every snapshot, the claim and the log; never raises."""
@@ -154,10 +166,16 @@ class Holder:
         topics = {self._topics.changes(table.id, shared).topic: 1 for table in wanted}
         topics |= {self._topics.load(table.id, shared).topic: rules.LOAD_PARTITIONS for table in wanted}
         self._log.create_topics([Topic(name, partitions) for name, partitions in topics.items()])
-        schemas = tuple(self._register(table, shared) for table in wanted)
+        schemas = self._register(wanted, shared)
 
         load = self._pipeline.mode != Mode.CHANGES
         prepared = self._source.prepare(wanted, hold=load)
+        try:
+            self._check_unaltered(wanted)
+        except BaseException:
+            if prepared.snapshot is not None:
+                prepared.snapshot.close()
+            raise
         if load:
             assert prepared.snapshot is not None
             self._publish(prepared.snapshot)
@@ -181,11 +199,31 @@ class Holder:
         self._writer.put(self._topics.control, encode_control(setup), SETUP_KEY)
         return setup
 
-    def _register(self, table: Table, shared: int) -> int:
+    def _register(self, tables: list[Table], shared: int) -> tuple[int, ...]:
+        """Write the tables' first versions, in one go, and return the ids of their row schemas."""
         assert self._writer is not None
-        changes = self._topics.changes(table.id, shared)
-        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
-        return value_schema_id(self._writer.put(self._topics.tables, encode_control(entry), str(table.id).encode()))
+        records = []
+        for table in tables:
+            changes = self._topics.changes(table.id, shared)
+            entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
+            records.append((str(table.id).encode(), encode_control(entry)))
+        self._writer.append(self._topics.tables, Block(len(records), pack(records)))
+        start, end = self._writer.flush()[self._topics.tables]
+        if end - start != len(records):
+            raise IntegrityError(f"{len(records)} tables registered, found at {start}..{end}")
+        return tuple(value_schema_id(offset) for offset in range(start, end))
+
+    def _check_unaltered(self, before: list[Table]) -> None:
+        """Raise `TransientError`, to begin again, if a table is not what was registered.
+
+        To make the slot may take as long as somebody's transaction. What a column got meanwhile for the rows that
+        are there, the stream does not tell, and the load would leave out.
+        """
+        _, after = self._source.catalogue(self._pipeline.chooses)
+        now = {table.id: table for table in after}
+        for table in before:
+            if table.id not in now or not table.same_rows_as(now[table.id]):
+                raise TransientError(f"{table.id} was altered while the change stream was set up: beginning again")
 
     # ----------------------------------------------------------------------------------------------------- holding
 
@@ -197,7 +235,9 @@ class Holder:
         if self._clock() >= self._ping_at:
             self._ping()
         # What there is to decide changes with the log or with what is held; only then is every table looked at.
-        if self._chunks.refresh() or self._changed:
+        began = self._clock()
+        self._changed |= self._chunks.refresh()
+        if self._changed and began >= self._judge_at:
             self._changed = False
             if rules.all_complete(setup, self._tables, self._chunks):
                 for number in list(self._held):
@@ -206,6 +246,8 @@ class Holder:
                 return True
             self._wants = self._wanted(setup)
             self._retire(setup)
+            # With very many tables that takes its time, and each of them brings news.
+            self._judge_at = self._clock() + JUDGE_SHARE * (self._clock() - began)
         if self._wants and self._clock() >= self._again_at:
             return self._take(setup)
         return False

@@ -57,6 +57,10 @@ ASIDE_SECONDS = 30.0
 
 FINAL_AT_ONCE = 100
 
+LIST_SHARE = 5
+LIST_FREELY = 0.01
+"""How many times longer than listing all tasks the pause after it is, when that takes longer than these seconds."""
+
 GROUP = "snapshot"
 
 CHANGED = "its columns were changed"
@@ -159,12 +163,13 @@ class SnapshotWorker:
         self._listed: tuple[int, frozenset[int]] | None = None  # what the tasks were listed from
         self._reading: _Reading | None = None
         self._pending: dict[_Task, Manifest] = {}  # durable, but not final
-        self._lost: set[int] = set()
+        self._pending_until = 0  # the position before which none of them can become so
+        self._lost: dict[int, float] = {}  # snapshots that could not be opened, until when they are not tried again
         self._spoilt: dict[TableId, tuple[int, str]] = {}  # a generation that is to be given up, and the cause
         self._unfit: dict[TableId, tuple[int, set[int]]] = {}  # a generation, and snapshots that can't read it
         self._aside: dict[TableId, float] = {}  # until when
         self._bad: dict[TableId, float] = {}  # since when a table could not be read
-        self._look_at = self._again_at = 0.0
+        self._look_at = self._again_at = self._list_at = 0.0
         self._passing = False  # whether a healing waits for capture to pass a snapshot's message
 
         # What control shows; plain values, of this incarnation.
@@ -236,6 +241,8 @@ class SnapshotWorker:
             ends = {self._topics.chunks: self._views.chunks.next}
             if self._pending or self._passing:
                 ends[self._topics.frontier] = self._views.frontiers.next
+            if now < self._list_at:
+                timeout = min(timeout, self._list_at - now)
             self._reader.wait(ends, timeout)
 
     def close(self) -> None:
@@ -295,6 +302,8 @@ class SnapshotWorker:
             return news
         at = views.frontiers.next
         views.frontiers.poll()
+        if views.frontiers.position < self._pending_until:
+            return news or views.frontiers.next != at
         for task, manifest in list(self._pending.items()):
             table = views.chunks.of(task.table)
             if table.plan is None or table.plan.generation != manifest.generation or task.what in table.manifests:
@@ -308,6 +317,9 @@ class SnapshotWorker:
             self._control().put(self._topics.chunks, encode_control(manifest))
             del self._pending[task]
             self.chunks_final += 1
+        self._pending_until = min(
+            (views.chunks.snapshots[manifest.snapshot].position for manifest in self._pending.values()), default=0
+        )
         return news or bool(passed) or views.frontiers.next != at
 
     # ------------------------------------------------------------------------------------------------ choosing
@@ -318,13 +330,20 @@ class SnapshotWorker:
         for table in [table for table, until in self._aside.items() if now >= until]:
             del self._aside[table]
             self._listed = None
+        for snapshot in [snapshot for snapshot, until in self._lost.items() if now >= until]:
+            # Its holder would know; if that holds it after all, nobody else will help.
+            del self._lost[snapshot]
+            self._listed = None
         if not self._tasks:
             state = (views.chunks.next, mine)
-            if self._listed == state and not self._passing:
+            if (self._listed == state and not self._passing) or now < self._list_at:
                 return False
             self._listed = state
             self._passing = False
             self._tasks.extend(self._list(views, mine))
+            # With very many tables that takes its time, and every chunk of another worker is a reason for it.
+            took = self._clock() - now
+            self._list_at = self._clock() + LIST_SHARE * took if took > LIST_FREELY else 0.0
         while self._tasks:
             task = self._tasks.popleft()
             if task.table in self._aside or task in self._pending:
@@ -374,7 +393,10 @@ class SnapshotWorker:
             if state.plan is None:
                 return self._plan(views, task.table, 0, "")
             generation, cause = self._spoilt.get(task.table, (-1, ""))
-            return state.plan.generation == generation and self._plan(views, task.table, generation + 1, cause)
+            if state.plan.generation != generation or state.complete():
+                self._spoilt.pop(task.table, None)  # others have planned, or finished, it
+                return False
+            return self._plan(views, task.table, generation + 1, cause)
         if state.plan is None or task.table in self._spoilt:
             return False
         if task.what == HEAL:
@@ -580,6 +602,7 @@ class SnapshotWorker:
             bytes=reading.size,
             at=self._micros(),
         )
+        self._pending_until = min(self._pending_until, views.chunks.snapshots[reading.snapshot].position)
         self._reading = None
         self.table, self.chunk = "", 0
         self.problems.pop(str(task.table), None)
@@ -593,13 +616,13 @@ class SnapshotWorker:
     # --------------------------------------------------------------------------------------------------- helpers
 
     def _open(self, views: _Views, snapshot: int) -> Reader:
-        """Return the reader, reading in a snapshot. Raises `SnapshotLost`, and then never tries this one again."""
+        """Return the reader, reading in a snapshot. Raises `SnapshotLost`, and then leaves it alone for a while."""
         if self._engine is None:
             self._engine = self._make_reader()
         try:
             self._engine.open(views.chunks.snapshots[snapshot].name)
         except SnapshotLost:
-            self._lost.add(snapshot)
+            self._lost[snapshot] = self._clock() + ASIDE_SECONDS
             raise
         return self._engine
 

@@ -45,6 +45,13 @@ CHUNK_ROWS = 200_000
 LOCK_CLASS = 0x50454E53
 """The first key of the advisory lock that the holder of a pipeline has."""
 
+KEEPALIVE = """
+set tcp_keepalives_idle = 20;
+set tcp_keepalives_interval = 5;
+set tcp_keepalives_count = 3
+"""
+"""So that the server soon misses a holder whose machine is gone: its claim and its snapshots are in the way."""
+
 _log = logging.getLogger(__name__)
 
 # In a repeatable read transaction the catalogue's tables show what the snapshot sees; its functions look past it.
@@ -300,6 +307,7 @@ class HeldSnapshot:
         """Take a snapshot of now, or hold the one that somebody exported as `name`."""
         self._connection = connect(url, role="control", application="penstock holder")
         try:
+            _execute(self._connection, KEEPALIVE)
             _execute(self._connection, "begin isolation level repeatable read, read only")
             if name is not None:
                 _execute(self._connection, f"set transaction snapshot {literal(name)}")
@@ -332,6 +340,7 @@ class PostgresSnapshotSource:
         with translated("source", "becoming the holder"):
             if self._connection is None:
                 self._connection = connect(self._url, role="control", application="penstock holder")
+                _execute(self._connection, KEEPALIVE)
             key = zlib.crc32(self._name.encode()) - (1 << 31)
             query = "select pg_try_advisory_lock(%(class)s::int4, %(key)s::int4)"
             return bool(ask(self._connection, query, **{"class": LOCK_CLASS, "key": key})[0][0])

@@ -180,8 +180,10 @@ class World:
         self.database.settle()
         for turn in range(TURNS_TO_END):
             self.take_turn()
-            if turn % 20 == 0 and self.at_rest():
-                break
+            if turn % 20 == 0:
+                self.look()
+                if self.at_rest():
+                    break
         self.compare()
 
     def take_turn(self) -> None:
@@ -270,8 +272,10 @@ class World:
         if self.depth >= DEEPEST:
             return
         self.depth += 1
-        turns, doubled = int(x * 20) + 1, x * 20 % 1 < 0.3
+        turns, doubled, cut = int(x * 20) + 1, x * 20 % 1 < 0.3, x * 80 % 1 < 0.3
         try:
+            if cut:
+                process.cut()  # its servers have waited long enough
             if doubled and len(self.processes[process.kind]) < 3:
                 self.begin(process.kind)
             for _ in range(turns * (2 if doubled else 1)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,9 +42,10 @@ class Applied:
         self.workers.append(worker)
         return worker
 
-    def until(self, holds: Callable[[], bool], *workers: Apply, steps: int = 20_000) -> None:
+    def until(self, holds: Callable[[], bool], *workers: Apply, seconds: float = 30.0) -> None:
         """Run workers until something holds."""
-        for _ in range(steps):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             if holds():
                 return
             if not any([worker.step() for worker in workers]):

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from schemas.errors import ConfigInvalid, SourceUnavailable
+from schemas.errors import ConfigInvalid, SourceUnavailable, TransientError
 from schemas.frontier import Manifest, SnapshotTaken, Visibility
 from schemas.record import Op, encode_control, value_schema_id
-from schemas.table import Objects
+from schemas.table import Column, Objects
+from schemas.types import Kind
 from snapshot import holder as module
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
@@ -72,6 +73,27 @@ def test_the_setup_is_not_written_when_the_claim_was_lost_on_the_way(world: Worl
     with pytest.raises(SourceUnavailable):
         world.start()
     assert world.setup() is None
+
+
+@pytest.mark.parametrize("altered", ["another column", "dropped"])
+def test_a_table_that_is_altered_while_the_slot_is_made_lets_the_holder_begin_again(world: World, altered: str) -> None:
+    """What the rows that are there got in a new column would be in neither load nor stream."""
+
+    def alter(call: str) -> None:
+        if call == "prepare" and world.db.slots_made == 0:
+            before = world.db.tables.pop(A)
+            if altered == "another column":
+                more = Column(name="more", kind=Kind.TEXT, source_type="text", number=3)
+                world.db.tables[A] = before.model_copy(update={"columns": (*before.columns, more)})
+
+    world.db.failing = alter
+    with pytest.raises(TransientError, match=r"s\.a was altered"):
+        world.start()
+    assert world.setup() is None
+    assert world.db.alive == set()
+    world.holder.close()
+    world.holder = world.new_holder()
+    assert len(world.start().tables) == len(world.db.tables)
 
 
 def test_without_a_load_there_is_a_setup_and_no_snapshot() -> None:

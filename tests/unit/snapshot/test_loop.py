@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.errors import OperatorError, PermissionMissing, SourceUnavailable, ValueUnsupported
+from schemas.errors import OperatorError, PermissionMissing, SnapshotLost, SourceUnavailable, ValueUnsupported
 from schemas.frontier import HEAL, Manifest, Plan, SnapshotTaken
 from schemas.record import Op, encode_control
 from snapshot import heal, loop, rules
@@ -419,6 +419,19 @@ def test_a_snapshot_that_can_not_be_opened_is_left_for_the_next(world: World) ->
     assert world.loaded(A) == world.db.rows[A]
 
 
+def test_a_snapshot_that_could_not_be_opened_but_is_held_is_tried_again(world: World) -> None:
+    world.start()
+    world.capture()
+    world.db.failing = fails_once("open", SnapshotLost("a hiccup"))
+    with closing(worker := world.worker()):
+        world.settle(world.holder, worker)
+        assert not worker.done
+        assert len(world.chunks().snapshots) == 1
+        world.later(loop.ASIDE_SECONDS)
+        world.settle(world.holder, worker)
+        assert worker.done
+
+
 def test_a_snapshot_that_lacks_what_the_stream_leaves_out_is_not_read_in(world: World) -> None:
     """As a holder that lost its claim might still publish one, taken before the slot."""
     world.start()
@@ -507,6 +520,25 @@ def test_what_is_pending_of_a_generation_that_was_given_up_never_becomes_final(w
         world.capture()
         world.settle(worker)
         assert {m.generation for m in manifests(world) if m.table_name == "a"} <= {1}
+
+
+def test_a_table_that_others_have_completed_is_not_given_up(world: World) -> None:
+    """A worker that reads what is final already must not begin the table again, whatever it sees."""
+    world.start()
+    world.capture()
+    with closing(late := world.worker(1)):
+        while late.table != "s.a":
+            late.step()
+        with closing(worker := world.worker(0)):
+            worker.step()
+            assert worker._views is not None
+            worker._views.membership.poll = lambda: frozenset(range(64))  # type: ignore[method-assign]
+            world.settle(worker)
+            assert worker.done
+        world.db.node[A] = "2"
+        world.settle(late)
+        assert late.done
+    assert [p for p in plans(world) if p[0] == "a"] == [("a", 0, "")]
 
 
 def test_a_table_that_was_rewritten_before_it_is_healed_begins_again(world: World) -> None:

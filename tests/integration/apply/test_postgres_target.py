@@ -1,0 +1,498 @@
+"""What a PostgreSQL target promises beside the writing of rows: tables, progress, owners, broken connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from apply.loop import Apply, Limits
+from apply.postgres import PostgresTarget, forget_pipeline
+from apply.postgres_session import Session
+from schemas.errors import ConfigInvalid, LogRewound, TargetUnavailable
+from schemas.pipeline import Mode, Prepare, TargetSettings
+from schemas.states import TableState
+from schemas.table import ColumnDetails, Constraint, Definition, Objects, TableId
+from schemas.table import Sequence as SequenceObject
+from tests.integration.apply.conftest import Applied
+from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
+
+T = TableId("public", "t")
+KEY = Constraint(name="t_pkey", definition="PRIMARY KEY (id)", columns=("id",))
+COLUMNS = (
+    ColumnDetails(name="id", source_type="bigint", nullable=False),
+    ColumnDetails(name="body", source_type="text"),
+)
+INDEX = Constraint(name="t_body", definition="CREATE INDEX t_body ON public.t USING btree (body)", columns=("body",))
+UNIQUE = Constraint(name="t_unique", definition="UNIQUE (body)", columns=("body",))
+WHOLE = Definition(columns=COLUMNS, primary_key=KEY, uniques=(UNIQUE,), indexes=(INDEX,))
+
+
+def loading(*definitions: tuple[str, Definition]) -> Source:
+    tables = [make_table(name, definition=definition) for name, definition in definitions or [("t", WHOLE)]]
+    return Source(*tables, mode=Mode.LOAD_AND_CHANGES)
+
+
+def rows(first: int, last: int) -> list[Row]:
+    return [(str(at), f"row {at}") for at in range(first, last)]
+
+
+# ------------------------------------------------------------------------------------------------------- prepare
+
+
+def test_a_table_is_made_with_all_that_belongs_to_it(applied: Applied) -> None:
+    source = loading()
+    source.load("t", rows(0, 2500), chunks=3)
+    source.commit(update("t", "7", "new"))
+    worker = applied.worker(source, Prepare.CREATE)
+    applied.catch_up(source, worker)
+    assert applied.sql("select count(*), count(*) filter (where body = 'new') from public.t") == [(2500, 1)]
+    names = applied.sql(
+        "select indexrelid::regclass::text from pg_index where indrelid = 'public.t'::regclass order by 1"
+    )
+    assert names == [("t_body",), ("t_pkey",), ("t_unique",)]
+    state = applied.state("t")
+    assert (state.rows, state.made, state.tied, state.error) == (2500, True, True, "")
+
+
+def test_a_table_that_is_there_already_is_not_touched(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    applied.sql("insert into public.t values (1, 'mine')")
+    source = loading()
+    source.load("t", rows(0, 2))
+    applied.catch_up(source, applied.worker(source, Prepare.CREATE))
+    state = applied.state("t")
+    assert state.state is TableState.FAILED and "already" in state.error and "prepare" in state.remedy
+    assert applied.rows("t") == [(1, "mine")]
+
+
+@pytest.mark.parametrize("prepare", [Prepare.TRUNCATE, Prepare.DROP_AND_CREATE])
+def test_what_was_there_goes_if_that_is_wanted(applied: Applied, prepare: Prepare) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    applied.sql("create table public.u (id bigint primary key references public.t, body text)")
+    applied.sql("insert into public.t values (1, 'old')")
+    applied.sql("insert into public.u values (1, 'old')")
+    keys = (Constraint(name="u_id_fkey", definition="FOREIGN KEY (id) REFERENCES public.t(id)", references=T),)
+    child = Definition(columns=COLUMNS, primary_key=KEY.model_copy(update={"name": "u_pkey"}), foreign_keys=keys)
+    source = loading(("t", WHOLE), ("u", child))
+    source.load("t", rows(5, 7))
+    source.load("u", rows(5, 6))
+    applied.catch_up(source, applied.worker(source, prepare))
+    assert [row[0] for row in applied.rows("t") + applied.rows("u")] == [5, 6, 5]
+    made = prepare is Prepare.DROP_AND_CREATE
+    assert applied.state("t").made is made
+    assert applied.sql("select convalidated from pg_constraint where conname = 'u_id_fkey'") == [(True,)]
+
+
+def test_rows_are_added_to_a_table_that_is_kept(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, more text, body text)")
+    applied.sql("insert into public.t values (100, 'm', 'mine')")
+    source = loading()
+    source.load("t", rows(0, 2))
+    applied.catch_up(source, applied.worker(source, Prepare.KEEP))
+    assert applied.rows("t") == [(0, None, "row 0"), (1, None, "row 1"), (100, "m", "mine")]
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("create table public.t (id bigint primary key)", "column body is missing"),
+        ("create table public.t (id integer primary key, body text)", "column id is integer"),
+        ("create table public.t (id bigint primary key, body varchar(3))", "column body is character varying(3)"),
+        ("create table public.t (id bigint primary key, body text, more text not null)", "column more is not null"),
+        (
+            "create table public.t (id bigint primary key, body text generated always as ('x') stored)",
+            "column body is generated",
+        ),
+        ("create view public.t as select 1::bigint as id, ''::text as body", "no table"),
+        ("select 1", "no table public.t"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused(applied: Applied, statement: str, why: str) -> None:
+    applied.sql(statement)
+    source = loading()
+    source.load("t", rows(0, 2))
+    applied.catch_up(source, applied.worker(source, Prepare.KEEP))
+    state = applied.state("t")
+    assert state.state is TableState.FAILED and why in state.error and state.remedy
+
+
+def test_foreign_keys_are_made_when_all_that_they_tie_is_live(applied: Applied) -> None:
+    keys = (Constraint(name="u_id_fkey", definition="FOREIGN KEY (id) REFERENCES public.t(id)", references=T),)
+    child = Definition(columns=COLUMNS, primary_key=KEY.model_copy(update={"name": "u_pkey"}), foreign_keys=keys)
+    source = loading(("t", WHOLE), ("u", child))
+    source.load("u", rows(0, 5))
+    worker = applied.worker(source, Prepare.CREATE)
+    applied.until(
+        lambda: bool(worker.tables) and worker.tables[TableId("public", "u")].state is TableState.LIVE, worker
+    )
+    assert applied.sql("select from pg_constraint where contype = 'f'") == []
+    source.load("t", rows(0, 9))
+    applied.catch_up(source, worker)
+    assert applied.sql("select conname, convalidated from pg_constraint where contype = 'f'") == [("u_id_fkey", True)]
+
+
+def test_a_foreign_key_that_does_not_hold_is_told_and_stops_nothing(applied: Applied) -> None:
+    keys = (Constraint(name="u_id_fkey", definition="FOREIGN KEY (id) REFERENCES public.t(id)", references=T),)
+    child = Definition(columns=COLUMNS, primary_key=KEY.model_copy(update={"name": "u_pkey"}), foreign_keys=keys)
+    source = loading(("t", WHOLE), ("u", child))
+    source.load("u", rows(0, 5))
+    source.load("t", rows(0, 2))
+    worker = applied.worker(source, Prepare.CREATE)
+    applied.catch_up(source, worker)
+    state = applied.state("u")
+    assert state.state is TableState.LIVE and "u_id_fkey" in state.error
+    source.commit(insert("t", "9", "x"))
+    applied.catch_up(source, worker)
+    assert applied.sql("select count(*) from public.t") == [(3,)]
+
+
+def test_sequences_go_on_behind_what_was_loaded(applied: Applied) -> None:
+    sequence = TableId("public", "t_id_seq")
+    column = ColumnDetails(name="id", source_type="bigint", nullable=False, identity="always", sequence=sequence)
+    definition = WHOLE.model_copy(update={"columns": (column, COLUMNS[1])})
+    source = Source(make_table("t", definition=definition), mode=Mode.LOAD, set_up=False)
+    source.set_up(Objects(sequences=(SequenceObject(id=sequence, definition="as bigint start with 1"),)))
+    source.load("t", rows(1, 50))
+    applied.catch_up(source, applied.worker(source, Prepare.CREATE))
+    assert applied.sql("insert into public.t (body) values ('next') returning id") == [(50,)]
+
+
+# ---------------------------------------------------------------------------------------------------------- load
+
+
+def test_a_row_that_was_read_in_two_snapshots_is_healed(applied: Applied) -> None:
+    source = loading()
+    source.commit(insert("t", "1", "a"), insert("t", "2", "b"))
+    worker = applied.worker(source, Prepare.CREATE)
+    old = source.snapshot()
+    source.plan("t", chunks=2)
+    source.chunk("t", 0, [("1", "a"), ("2", "b")], old)
+    source.commit(update("t", "1", "a2"), delete("t", "2", None), insert("t", "3", "c"))
+    new = source.snapshot()
+    source.chunk("t", 1, [("1", "a2"), ("3", "c")], new)
+    newest = source.snapshot()
+    source.commit(update("t", "3", "c2"))
+    settle(worker)
+    assert applied.sql("select count(*) from penstock.chunks") == [(2,)]
+    assert applied.state("t").state is TableState.LOADING
+    source.heal("t", [("1", None), ("2", None), ("3", None)], [("1", "a2"), ("3", "c")], newest)
+    applied.catch_up(source, worker)
+    assert applied.rows("t") == [(1, "a2"), (3, "c2")]
+
+
+def test_a_new_generation_begins_again(applied: Applied) -> None:
+    source = loading()
+    old = source.snapshot()
+    source.plan("t", chunks=2)
+    source.chunk("t", 0, rows(0, 10), old)
+    worker = applied.worker(source, Prepare.CREATE)
+    settle(worker)
+    assert applied.sql("select count(*) from public.t") == [(10,)]
+    source.plan("t", generation=2)
+    source.chunk("t", 0, rows(5, 7), source.snapshot(), generation=2)
+    applied.catch_up(source, worker)
+    assert [row[0] for row in applied.rows("t")] == [5, 6]
+    assert applied.sql("select generation, chunk, rows_loaded from penstock.chunks") == [(2, 0, 2)]
+
+
+def test_a_live_table_is_loaded_again(applied: Applied) -> None:
+    source = loading()
+    source.load("t", rows(0, 5))
+    worker = applied.worker(source, Prepare.CREATE)
+    applied.catch_up(source, worker)
+    source.commit(truncate("t"), insert("t", "1", "one"))
+    source.plan("t", generation=2)
+    source.chunk("t", 0, [("1", "one")], source.snapshot(), generation=2)
+    source.commit(insert("t", "2", "two"))
+    applied.until(lambda: worker.tables[T].generation == 2, worker)
+    applied.catch_up(source, worker)
+    assert applied.rows("t") == [(1, "one"), (2, "two")]
+
+
+def test_a_failed_table_may_be_resumed_or_loaded_again(applied: Applied) -> None:
+    source = loading()
+    source.load("t", rows(0, 3))
+    worker = applied.worker(source, Prepare.CREATE)
+    applied.catch_up(source, worker)
+    source.commit(insert("t", "0", "twice"), insert("t", "9", "nine"))
+    applied.catch_up(source, worker)
+    assert applied.state("t").state is TableState.FAILED
+    applied.sql("delete from public.t where id = 0")
+    target = applied.target()
+    target.open(source.log.identity())
+    assert target.resume(T) and not target.resume(T)
+    target.close()
+    applied.until(lambda: worker.tables[T].state is TableState.LIVE, worker)
+    assert applied.rows("t") == [(0, "twice"), (1, "row 1"), (2, "row 2"), (9, "nine")]
+
+
+# --------------------------------------------------------------------------------------------------------- owners
+
+
+def test_of_two_owners_one_sees_that_the_other_went_on(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    # Of different membership groups, each believes that everything is its own.
+    first, second = applied.worker(source, name="copy"), applied.worker(source, name="zombie")
+    for worker in (first, second):
+        applied.catch_up(source, worker)
+    for at in range(20):
+        source.commit(insert("t", str(at), "x"))
+        (first if at % 2 else second).step()
+        (second if at % 2 else first).step()
+    applied.catch_up(source, first, second)
+    assert applied.sql("select count(*) from public.t") == [(20,)]
+    assert first.stats.conflicts + second.stats.conflicts > 0
+    assert first.stats.failures + second.stats.failures == 0
+
+
+def test_two_owners_in_the_midst_of_one_transaction(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    first, second = applied.worker(source, name="copy"), applied.worker(source, name="zombie")
+    for worker in (first, second):
+        applied.catch_up(source, worker)
+    source.commit(*[insert("t", str(at), "x") for at in range(100)])
+    taken: list[bool] = []
+    pieces = second._pieces
+
+    def meanwhile(*arguments: object) -> Iterator[object]:
+        if not taken:
+            taken.append(True)
+            applied.catch_up(source, first)
+        yield from pieces(*arguments)  # type: ignore[arg-type]
+
+    second._pieces = meanwhile  # type: ignore[method-assign, assignment]
+    applied.catch_up(source, second)
+    assert applied.sql("select count(*) from public.t") == [(100,)]
+    assert second.stats.conflicts == 1
+
+
+def test_workers_share_the_chunks_and_the_groups(applied: Applied) -> None:
+    names = [f"t{at}" for at in range(12)]
+    definitions = [
+        (
+            name,
+            Definition(
+                columns=COLUMNS,
+                primary_key=Constraint(name=f"{name}_pkey", definition="PRIMARY KEY (id)", columns=("id",)),
+            ),
+        )
+        for name in names
+    ]
+    source = loading(*definitions)
+    for name in names:
+        source.load(name, rows(0, 60), chunks=4)
+    first, second = applied.worker(source, Prepare.CREATE), applied.worker(source, Prepare.CREATE)
+    for _ in range(3):
+        first.step(), second.step()
+    source.commit(*[update(name, "1", "new") for name in names])
+    applied.catch_up(source, first, second)
+    for name in names:
+        assert applied.sql(f"select count(*), max(body) filter (where id = 1) from public.{name}") == [(60, "new")]
+    assert first.stats.chunks_loaded and second.stats.chunks_loaded
+    assert first.stats.chunks_loaded + second.stats.chunks_loaded == 48
+    assert first.owned | second.owned == frozenset(range(64)) and not first.owned & second.owned
+
+
+# ------------------------------------------------------------------------------------------------- broken connections
+
+
+def cut(applied: Applied) -> None:
+    applied.sql(
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name like 'penstock%%'"
+    )
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_connection_that_is_cut_at_the_commit(
+    applied: Applied, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    worker = applied.worker(source)
+    applied.catch_up(source, worker)
+    source.commit(insert("t", "1", "a"))
+    run = Session.run
+
+    def broken(session: Session, sql: str, label: object = None) -> int:
+        if sql != "commit":
+            return run(session, sql, label)
+        if committed:
+            run(session, sql, label)
+        cut(applied)
+        return run(session, "select 1")
+
+    monkeypatch.setattr(Session, "run", broken)
+    with pytest.raises(TargetUnavailable):
+        for _ in range(10):
+            worker.step()
+    monkeypatch.undo()
+    worker.close()
+    assert applied.rows("t") == ([(1, "a")] if committed else [])
+    again = applied.worker(source)
+    source.commit(insert("t", "2", "b"))
+    applied.catch_up(source, again)
+    assert applied.rows("t") == [(1, "a"), (2, "b")]
+
+
+def test_a_connection_that_is_cut_in_the_midst_of_a_chunk(applied: Applied) -> None:
+    source = loading()
+    source.load("t", rows(0, 5000), chunks=2)
+    worker = applied.worker(source, Prepare.CREATE)
+    batches = worker._batches
+
+    def broken(*arguments: object) -> Iterator[bytes]:
+        for at, batch in enumerate(batches(*arguments)):  # type: ignore[arg-type]
+            if at == 1:
+                cut(applied)
+            yield batch
+
+    worker._batches = broken  # type: ignore[method-assign, assignment]
+    with pytest.raises(TargetUnavailable):
+        settle(worker)
+    worker.close()
+    applied.catch_up(source, applied.worker(source, Prepare.CREATE))
+    assert applied.sql("select count(*) from public.t") == [(5000,)]
+
+
+def test_a_transaction_larger_than_memory_lands_as_one(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    applied.sql("create table public.u (id bigint primary key, body text)")
+    source = Source(make_table("t"), make_table("u"))
+    worker = applied.worker(source, limits=Limits(piece_bytes=1))
+    source.commit(insert("t", "0", "first"))
+    applied.catch_up(source, worker)
+    big = "x" * 100_000
+    changes = [change for at in range(1, 60) for change in (insert("t", str(at), big), insert("u", str(at), big))]
+    changes += [update("t", str(at), None, unchanged=(1,)) for at in range(1, 60)]
+    changes += [update("t", str(at + 1000), None, before=(str(at), None), unchanged=(1,)) for at in range(1, 60)]
+    changes += [delete("u", str(at), None) for at in range(1, 60, 2)]
+    source.commit(*changes)
+    before = worker.stats.batches
+    applied.catch_up(source, worker)
+    assert worker.stats.batches == before + 1
+    assert applied.sql("select count(*), min(id), max(id), sum(length(body)) from public.t") == [
+        (60, 0, 1059, 59 * 100_000 + 5)
+    ]
+    assert applied.sql("select count(*) from public.u") == [(29,)]
+
+
+# ------------------------------------------------------------------------------------------------------- the rest
+
+
+def test_a_target_remembers_which_log_it_was_written_from(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    applied.catch_up(source, applied.worker(source))
+    other = applied.worker(Source(make_table("t")))
+    with pytest.raises(LogRewound, match="another log"):
+        settle(other)
+
+
+def test_nothing_is_left_of_a_pipeline_that_is_forgotten(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    applied.catch_up(source, applied.worker(source))
+    settings = applied.target()._settings
+    assert forget_pipeline(settings, "p") and not forget_pipeline(settings, "p")
+    assert applied.sql("select to_regnamespace('penstock')") == [(None,)]
+
+
+def test_an_idle_pipeline_writes_seldom_but_its_lag_is_seen(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    now = [0.0]
+    worker = Apply("p", source.log, applied.target(), name="copy", clock=lambda: now[0])
+    applied.workers.append(worker)
+    for _ in range(100):
+        worker.step()
+        now[0] += 0.1
+    source.seal()
+    settle(worker)
+    written = applied.sql("select xmin::text from penstock.progress")
+    source.seal()
+    settle(worker)
+    assert worker.stats.captured_at == source.time and worker.stats.position == source.position
+    assert applied.sql("select xmin::text from penstock.progress") == written
+    now[0] += 2
+    settle(worker)
+    assert applied.sql("select position from penstock.progress") == [(source.position,)]
+    written = applied.sql("select xmin::text from penstock.progress")
+    now[0] += 2
+    settle(worker)
+    assert applied.sql("select xmin::text from penstock.progress") == written
+
+
+@pytest.fixture
+def restricted(applied: Applied) -> Iterator[Applied]:
+    """The same database as a role that may not switch triggers and foreign keys off."""
+    applied.sql("drop role if exists penstock_restricted")
+    applied.sql("create role penstock_restricted login")
+    applied.sql(f'grant create, temporary on database "{applied.connection.info.dbname}" to penstock_restricted')
+    applied.sql("grant all on schema public to penstock_restricted")
+    own = Applied(applied.url.replace("://postgres@", "://penstock_restricted@"))
+    yield own
+    own.close()
+
+
+def test_without_the_role_parents_come_before_their_children(restricted: Applied) -> None:
+    restricted.sql("create table public.t (id bigint primary key, body text)")
+    restricted.sql("create table public.u (id bigint primary key, t bigint references public.t)")
+    source = Source(make_table("u", [("id", "bigint"), ("t", "bigint")]), make_table("t"))
+    worker = restricted.worker(source)
+    source.commit(insert("t", "1", "a"), insert("t", "2", "b"), insert("u", "1", "1"))
+    restricted.catch_up(source, worker)
+    source.commit(
+        insert("t", "3", "c"),
+        insert("u", "3", "3"),
+        delete("u", "1", None),
+        delete("t", "1", None),
+        update("t", "2", "x"),
+    )
+    restricted.catch_up(source, worker)
+    assert (restricted.rows("t"), restricted.rows("u")) == ([(2, "x"), (3, "c")], [(3, 3)])
+
+
+@pytest.mark.parametrize("harm", ["trigger", "cascade"])
+def test_without_the_role_what_would_act_twice_is_refused(restricted: Applied, harm: str) -> None:
+    restricted.sql("create table public.t (id bigint primary key, body text)")
+    if harm == "trigger":
+        restricted.sql(
+            "create trigger same before update on public.t for each row execute function"
+            " pg_catalog.suppress_redundant_updates_trigger()"
+        )
+    else:
+        restricted.sql("create table public.u (t bigint references public.t on delete cascade)")
+    source = Source(make_table("t"))
+    worker = restricted.worker(source)
+    source.commit(insert("t", "1", "a"))
+    restricted.catch_up(source, worker)
+    state = restricted.state("t")
+    assert state.state is TableState.FAILED and "second time" in state.error and "grant set" in state.remedy
+
+
+def test_a_kind_of_target_that_does_not_exist_is_named(applied: Applied) -> None:
+    from apply.target import find_target
+
+    settings = TargetSettings(name="copy", url=SecretStr("postgresql://there"))
+    object.__setattr__(settings, "url", SecretStr("oracle://there"))
+    with pytest.raises(ConfigInvalid, match="oracle"):
+        find_target(settings, "p")
+    found = find_target(TargetSettings(name="copy", url=SecretStr(applied.url)), "p")
+    assert isinstance(found, PostgresTarget)
+
+
+def test_the_target_may_be_read_while_it_is_written(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    worker = applied.worker(source)
+    applied.catch_up(source, worker)
+    with psycopg.connect(applied.url) as other:
+        other.execute("select count(*) from public.t")
+        source.commit(insert("t", "1", "a"))
+        applied.catch_up(source, worker)
+    assert applied.rows("t") == [(1, "a")]

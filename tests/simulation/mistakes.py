@@ -1,0 +1,333 @@
+"""Deliberate mistakes: each takes one rule of the protocol away, and the simulation must find that out.
+
+A mistake is switched on for the rest of the process. It replaces as little as it can of the real loops, or of what they
+stand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import snapshot.heal
+from apply.cohort import Beginning
+from apply.loop import Apply
+from apply.target import Batch, GroupMove, TableMove
+from capture.loop import Capture
+from capture.source import Step
+from codec.rows import Change, decode
+from schemas.errors import LogUnavailable, Superseded
+from schemas.frontier import Claim, Visibility
+from schemas.record import decode_control, encode_control
+from snapshot.loop import SnapshotWorker
+from snapshot.reader import Mark
+from tests.simulation import log, target
+from tests.simulation.source import SimulatedReader, SimulatedSnapshotSource, SimulatedSource
+from transport.log import Block, Partition, Range
+from transport.memory import MemoryLog
+from transport.views import Frontiers, TableChunks, ValidFrontier
+
+MISTAKES: dict[str, Callable[[], None]] = {}
+
+_Any = Any
+
+
+def mistake(make: Callable[[], None]) -> Callable[[], None]:
+    MISTAKES[make.__name__.replace("_", "-")] = make
+    return make
+
+
+# ---------------------------------------------------------------------------------------------------- frontiers
+
+
+@mistake
+def epoch_not_checked() -> None:
+    """Every frontier counts, whoever claimed before it."""
+
+    def poll(self: _Any, limit: int = 1000) -> list[ValidFrontier]:
+        found = []
+        for record in self._reader.records(self._partition, self.next, limit):
+            entry = decode_control(record.value)
+            self.next = record.offset + 1
+            if isinstance(entry, Claim):
+                self.epoch = record.offset
+            else:
+                self.last = ValidFrontier(record.offset, entry)
+                found.append(self.last)
+        return found
+
+    Frontiers.poll = poll  # type: ignore[method-assign]
+
+
+@mistake
+def looks_before_it_claims() -> None:
+    """Capture reads the last valid frontier, and claims then."""
+
+    def claim(self: _Any) -> bool:
+        self._frontiers.to_end()
+        entry = Claim(self._holder, self._micros())
+        self.epoch = self._own = self._writer.put(self._topics.frontier, encode_control(entry))
+        self._do = self._look
+        return True
+
+    def look(self: _Any) -> bool:
+        last = self._frontiers.last
+        self.position = self._setup.position
+        if last is not None:
+            self.position, self.max_xid = last.frontier.position, last.frontier.max_xid
+        self._do = self._start
+        return True
+
+    Capture._claim = claim  # type: ignore[method-assign]
+    Capture._look = look  # type: ignore[method-assign]
+
+
+@mistake
+def no_look_back() -> None:
+    """Capture does not see that another has claimed since, and confirms."""
+    seal = Capture._seal
+
+    def blind(self: _Any, step: Step, position: int) -> None:
+        before = self._own
+        try:
+            seal(self, step, position)
+        except Superseded:
+            self._appended.clear()
+            self._schemas.clear()
+            self._later = None
+            self.position = position
+            self.max_xid = max(self.max_xid, step.max_xid)
+        self._own = max(self._own, before)
+
+    Capture._seal = blind  # type: ignore[method-assign]
+
+
+@mistake
+def confirms_before_it_seals() -> None:
+    """The source may forget what the log does not hold yet."""
+    seal = Capture._seal
+
+    def early(self: _Any, step: Step, position: int) -> None:
+        self._source.confirm(position)
+        seal(self, step, position)
+
+    Capture._seal = early  # type: ignore[method-assign]
+
+
+@mistake
+def frontier_before_its_records() -> None:
+    """The frontier is in the log before the records that it names."""
+
+    def append(self: _Any, partition: Partition, block: Block) -> None:
+        self.waiting = [*getattr(self, "waiting", []), (partition, block)]
+
+    def flush(self: _Any) -> dict[Partition, Range]:
+        if not partitions_of_load(self):
+            return {}
+        write(self)
+        return self._do("flush", self._writer.flush)  # type: ignore[no-any-return]
+
+    def partitions_of_load(self: _Any) -> bool:
+        return any(".load." in partition.topic for partition, _ in getattr(self, "waiting", []))
+
+    def write(self: _Any) -> None:
+        waiting, self.waiting = getattr(self, "waiting", []), []
+        for partition, block in waiting:
+            self._do("append late", lambda partition=partition, block=block: self._writer.append(partition, block))
+
+    def seal(self: _Any, partition: Partition, make: _Any, key: bytes | None = None) -> int:
+        memory: MemoryLog = self._writer._log
+        ranges: dict[Partition, Range] = {}
+        for place, block in getattr(self, "waiting", []):
+            start = ranges.get(place) or Range(memory.offsets(place).end, memory.offsets(place).end)
+            ranges[place] = Range(start.start, start.end + block.count)
+        offset: int = self._do("seal early", lambda: self._writer.put(partition, make(ranges), key))
+        write(self)
+        self._do("flush late", self._writer.flush)
+        self._writer._flushed.clear()
+        return offset
+
+    log._Writer.append = append  # type: ignore[method-assign]
+    log._Writer.flush = flush  # type: ignore[method-assign]
+    log._Writer.seal = seal  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------------------------------------------- the hand-over
+
+
+@mistake
+def snapshot_sees_its_xmax() -> None:
+    """`<=` for `<`: the first transaction that a snapshot does not know counts as seen."""
+
+    def visibility(self: _Any, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
+        seen = real(self, schema_id)
+        return None if seen is None else (seen[0], seen[1] + 1, seen[2])
+
+    real = Apply._visibility
+    Apply._visibility = visibility  # type: ignore[method-assign]
+
+
+@mistake
+def running_transactions_count_as_seen() -> None:
+    """What was running when the snapshot was taken counts as seen."""
+
+    def visibility(self: _Any, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
+        seen = real(self, schema_id)
+        return None if seen is None else (seen[0], seen[1], frozenset())
+
+    real = Apply._visibility
+    Apply._visibility = visibility  # type: ignore[method-assign]
+
+
+@mistake
+def chunk_forgotten() -> None:
+    """A table is complete though its last chunk is not."""
+    missing = vars(TableChunks)["missing"].fget
+    assert missing is not None
+    TableChunks.missing = property(lambda self: [n for n in missing(self) if n != 2])  # type: ignore[assignment, method-assign]
+
+
+@mistake
+def blind_second_snapshot() -> None:
+    """A snapshot need not show what earlier ones showed."""
+    Visibility.sees_all_of = lambda self, other: True  # type: ignore[method-assign]
+
+
+@mistake
+def snapshot_not_announced() -> None:
+    """Chunks are final, and tables join, before capture has passed a message that came after the snapshot."""
+    SimulatedSnapshotSource.announce = lambda self: 0  # type: ignore[method-assign]
+
+
+@mistake
+def join_before_the_message() -> None:
+    """A table joins its group before capture has passed the message of its snapshot, and chunks are final at once."""
+    Apply._join_position = lambda self, table: 0  # type: ignore[method-assign]
+    look = SnapshotWorker._look
+
+    def early(self: _Any, views: _Any) -> bool:
+        for number, taken in list(views.chunks.snapshots.items()):
+            views.chunks.snapshots[number] = replace(taken, position=0)
+        return look(self, views)
+
+    SnapshotWorker._look = early  # type: ignore[method-assign]
+
+
+@mistake
+def replay_begins_too_late() -> None:
+    """A loaded table replays from a later frontier than the first that may hold what it lacks."""
+    init = Beginning.__init__
+
+    def late(self: _Any, reader: _Any, topics: _Any, position: int, xmin: int) -> None:
+        init(self, reader, topics, position, xmin + 2)
+
+    Beginning.__init__ = late  # type: ignore[method-assign]
+
+
+@mistake
+def never_healed() -> None:
+    """Chunks of several snapshots are taken for one."""
+    TableChunks.needs_healing = lambda self: False  # type: ignore[method-assign]
+
+
+@mistake
+def healing_forgets_old_keys() -> None:
+    """Healing reads the new key of a change again, and forgets the old one."""
+
+    def forgetful(layout: _Any, value: bytes) -> Change:
+        change = decode(layout, value)
+        return change._replace(before=None) if change.after is not None else change
+
+    snapshot.heal.decode = forgetful  # type: ignore[attr-defined, assignment]
+
+
+@mistake
+def rewritten_tables_are_read_on() -> None:
+    """Nobody asks whether a table is still the same file."""
+    SimulatedReader._mark = lambda self, name: Mark("1", "1")  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------------------------------------------- apply
+
+
+@mistake
+def no_compare_and_set() -> None:
+    """Whoever writes, writes, wherever the target stands."""
+    target.SimulatedTarget._compare = staticmethod(lambda equal, what: None)  # type: ignore[method-assign]
+
+
+@mistake
+def members_not_compared() -> None:
+    """Of a group only the place is compared, not who its members are."""
+    target._at = lambda progress: (progress.offset, progress.epoch)
+
+
+@mistake
+def progress_after_the_commit() -> None:
+    """Rows are committed first, and progress after them."""
+    write = target.SimulatedTarget.write
+
+    def twice(self: _Any, batch: Batch) -> None:
+        pieces = list(batch.pieces)
+        if pieces:
+            groups = [GroupMove(move.group, move.after, move.after) for move in batch.groups]
+            tables = [TableMove(move.after, move.after) for move in batch.tables]
+            write(self, Batch(groups, tables, pieces))
+        write(self, Batch(batch.groups, batch.tables))
+
+    target.SimulatedTarget.write = twice  # type: ignore[method-assign]
+
+
+@mistake
+def key_change_without_its_delete() -> None:
+    """An update that changed the key does not say so."""
+    encode = SimulatedSource._encode
+
+    def silent(self: _Any, version: _Any, change: _Any, xid: int, ordinal: int) -> tuple[bytes | None, bytes]:
+        return encode(self, version, change._replace(old_key=None), xid, ordinal)
+
+    SimulatedSource._encode = silent  # type: ignore[method-assign]
+
+
+@mistake
+def chunks_of_an_old_generation_stay() -> None:
+    """A table that begins again is not emptied."""
+
+    def restart(self: _Any, version: _Any, move: TableMove) -> None:
+        with self._transaction("restart") as transaction:
+            self._moved(transaction, move)
+
+    target.SimulatedTarget.restart = restart  # type: ignore[method-assign]
+
+
+# --------------------------------------------------------------------------------- what the simulation has found before
+
+
+@mistake
+def task_forgotten_when_the_log_fails() -> None:
+    """A worker does not list again what it was about to begin when the log failed."""
+    start = SnapshotWorker._start_healing
+
+    def forgetful(self: _Any, views: _Any, *rest: _Any) -> bool:
+        try:
+            return start(self, views, *rest)
+        except LogUnavailable:
+            self._again_at = 1e9 if not self._reading else 0.0
+            return False
+
+    SnapshotWorker._start_healing = forgetful  # type: ignore[method-assign, assignment]
+
+
+@mistake
+def idle_worker_never_looks() -> None:
+    """A worker to which all seems settled never asks the target again."""
+
+    refresh = Apply._refresh
+
+    def blind(self: _Any) -> bool:
+        if all(self._is_settled(progress) for progress in self._known.values()):
+            return False
+        return refresh(self)
+
+    Apply._refresh = blind  # type: ignore[method-assign]
