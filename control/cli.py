@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
+_WATCH_SECONDS = 1.0
 _EXIT_CODES = """
 Exit codes: 0 done, or stopped on request; 1 a crash (see the logs under the state folder); 2 a wrong command line;
 3 somebody has to act: the message says what is wrong and what to do; 4 `check` has found something to mend.
@@ -221,11 +222,11 @@ def status(
 
                 Console(width=None if sys.stdout.isatty() else 200).print(render(found))
             return
-        display = display_for(sys.stdout.isatty(), as_json, 1.0)
+        display = display_for(sys.stdout.isatty(), as_json, longest=_WATCH_SECONDS)
         with contextlib.closing(display):
             while True:
                 display.show(collector.collect())
-                time.sleep(max(display.every, 1.0) if not sys.stdout.isatty() else display.every)
+                time.sleep(_WATCH_SECONDS)
 
 
 @app.command()

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from control.servers.kafka import KafkaServer
 from control.servers.postgres import PostgresServer
-from control.servers.process import ServerUnavailable
+from control.servers.process import ServerUnavailable, dying_with_us
 from control.shop import Traffic, fill
 
 _DEADLINE = 300.0
-_TRAFFIC_SECONDS = 6.0
+_TRAFFIC_SECONDS = 4.0
 """How long the traffic goes on after the load, and again after the second kill."""
 
 
@@ -46,21 +46,36 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+class _Story:
+    """What is told on the way, each line with the seconds since the beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._bold = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def tell(self, text: str) -> None:
+        bold, plain = self._bold
+        print(f"{bold}{self.seconds():4.0f} s  {text}{plain}", flush=True)
+
+
 def _demo(stack: contextlib.ExitStack, log: str, rows: int, rate: float) -> int:
-    began = time.monotonic()
-    _say("Two PostgreSQL servers are started: 16 as the source, 18 as the target.")
+    story = _Story()
+    story.tell("Two PostgreSQL servers are started: 16 as the source, 18 as the target.")
     # The wheel's defaults are those of a laptop of 2005: a checkpoint each gigabyte would be all that is seen.
     conf = {"max_wal_size": "8GB", "shared_buffers": "256MB"}
     source = stack.enter_context(PostgresServer(16, durable=True, conf=conf))
     target = stack.enter_context(PostgresServer(18, durable=True, conf=conf))
     address = ""
     if log == "kafka":
-        _say("A Kafka broker is started.")
+        story.tell("A Kafka broker is started.")
         address = f"log: kafka://{stack.enter_context(KafkaServer()).bootstrap}\n"
     for server in (source, target):
         server.create_database("shop")
 
-    _say(f"The source is filled with a shop of about {rows:,} rows.")
+    story.tell(f"The source is filled with a shop of about {rows:,} rows.")
     fill(source.url("shop"), rows)
 
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-demo-")))
@@ -71,33 +86,38 @@ def _demo(stack: contextlib.ExitStack, log: str, rows: int, rate: float) -> int:
         f'tables: ["shop.*"]\n{address}'
         f"targets:\n  - name: copy\n    url: {target.url('shop')}\n"
     )
-    _say(f"The pipeline file {file}:\n")
-    print("".join(f"    {line}\n" for line in file.read_text().splitlines()), flush=True)
+    story.tell(f"The pipeline file {file}:\n")
+    print("".join(f"        {line}\n" for line in file.read_text().splitlines()), flush=True)
 
     traffic = Traffic(source.url("shop"), rate)
     stack.callback(traffic.close)
-    _say(f"Traffic begins: {rate:,.0f} transactions a second. `penstock run` carries the shop over.\n")
-    run = subprocess.Popen([sys.executable, "-m", "control", "run", str(file)])
+    story.tell(f"Traffic begins, up to {rate:,.0f} transactions a second, and `penstock run pipeline.yaml`.\n")
+    # Should this program be killed, the run gets a SIGTERM from the kernel.
+    run = subprocess.Popen(dying_with_us([sys.executable, "-m", "control", "run", str(file)], signal.SIGTERM))
     stack.callback(_end_run, run)
-    _attend(file, run, traffic)
+    killed = _attend(file, run, traffic)
 
     print(flush=True)
-    _say("The traffic has stopped and the target has caught up. Both sides are compared, row by row.")
+    story.tell(f"The traffic has stopped after {traffic.transactions:,} transactions, and the target has caught up.")
+    story.tell("Every table is compared, row by row.\n")
     equal = _compare(source.url("shop"), target.url("shop"))
     print(flush=True)
-    done = subprocess.run([sys.executable, "-m", "control", "drop", "--yes", str(file)], check=False)
-    if not equal or done.returncode:
-        _say("THE DEMO HAS FAILED.")
+    story.tell("`penstock drop pipeline.yaml` removes what is ours.\n")
+    dropped = subprocess.run([sys.executable, "-m", "control", "drop", "--yes", str(file)], check=False)
+    print(flush=True)
+    if not equal or dropped.returncode:
+        story.tell("THE DEMO HAS FAILED.")
         return 1
-    _say(f"All tables are equal; two kill -9 on the way; {time.monotonic() - began:.0f} s in all.")
+    story.tell(f"All tables are equal, after kill -9 of {', '.join(killed[:-1])} and {killed[-1]}.")
     return 0
 
 
 # --------------------------------------------------------------------------------------------- watching the run
 
 
-def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> None:
-    """Kill workers twice, end the traffic, wait until the target has caught up, and stop the run."""
+def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[str]:
+    """Kill workers twice, end the traffic, wait until the target has caught up, and stop the run; return whom we
+    killed."""
     from control.status import Collector, caught_up
     from control.watch import note_goal
     from control.wiring import opened_log
@@ -134,25 +154,26 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> None:
             return reached
 
         wait_for("a third of the load", lambda: loaded(0.33))
-        _kill(pipeline.state, "snapshot-0", "apply-copy-0")
+        killed = _kill(pipeline.state, "snapshot-0", "apply-copy-0")
         wait_for("the load", done(None))
         time.sleep(_TRAFFIC_SECONDS)
-        _kill(pipeline.state, "capture", "apply-copy-0")
+        killed += _kill(pipeline.state, "capture", "apply-copy-0")
         time.sleep(_TRAFFIC_SECONDS)
         traffic.stop()
         wait_for("catching up", done(note_goal(pipeline)))
     run.send_signal(signal.SIGTERM)
     if run.wait(30) != 0:
         raise ServerUnavailable(f"`penstock run` ended with {run.returncode}")
+    return killed
 
 
-def _kill(state: Path, *names: str) -> None:
-    """Kill -9 services of the run; its supervisor tells of it, and starts them again."""
+def _kill(state: Path, *names: str) -> list[str]:
+    """Kill -9 services of the run and return whom; its supervisor tells of it, and starts them again."""
     running = json.loads((state / "pids.json").read_text())
-    for name in names:
-        if name in running:  # a snapshot worker may be done already
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(running[name], signal.SIGKILL)
+    killed = [name for name in names if name in running]  # a snapshot worker may be done already
+    for name in killed:
+        os.kill(running[name], signal.SIGKILL)
+    return killed
 
 
 def _end_run(run: subprocess.Popen[bytes]) -> None:
@@ -168,19 +189,14 @@ def _end_run(run: subprocess.Popen[bytes]) -> None:
 def _compare(source: str, target: str) -> bool:
     from validation.rows import compare_counted
 
-    began = time.monotonic()
     compared = compare_counted(source, target, ["shop.*"])
     for table, rows in compared.rows.items():
         differing = sum(1 for difference in compared.differences if difference.table == table)
-        print(f"    {table!s:<24} {rows:>10,} rows  {'equal' if not differing else f'{differing} DIFFERENCES'}")
+        found = "equal" if not differing else f"{differing} DIFFERENCES"
+        print(f"        {table!s:<24} {rows:>10,} rows  {found}")
     for difference in compared.differences:
-        print(f"    {difference}")
-    _say(f"compared {sum(compared.rows.values()):,} rows in {time.monotonic() - began:.1f} s")
+        print(f"        {difference}")
     return not compared.differences
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from multiprocessing.sharedctypes import Synchronized
     from multiprocessing.synchronize import Event
 
     import psycopg
@@ -38,8 +39,15 @@ class Traffic:
     def __init__(self, url: str, rate: float, seed: int = 1) -> None:
         context = multiprocessing.get_context("spawn")
         self._stop = context.Event()
-        self._process = context.Process(target=_write, args=(url, rate, seed, self._stop), daemon=True)
+        self._committed = context.Value("q", 0)
+        arguments = (url, rate, seed, self._stop, self._committed)
+        self._process = context.Process(target=_write, args=arguments, daemon=True)
         self._process.start()
+
+    @property
+    def transactions(self) -> int:
+        """How many were committed."""
+        return int(self._committed.value)
 
     def stop(self) -> None:
         """Let the last transaction end. Raises `RuntimeError` if the application has failed."""
@@ -55,7 +63,7 @@ class Traffic:
         self._process.join()
 
 
-def _write(url: str, rate: float, seed: int, stop: Event) -> None:
+def _write(url: str, rate: float, seed: int, stop: Event, committed: Synchronized[int]) -> None:
     """Be the shop's application: short transactions of every kind, `rate` of them a second, until told to stop."""
     import psycopg
 
@@ -85,6 +93,7 @@ def _write(url: str, rate: float, seed: int, stop: Event) -> None:
                 with connection.transaction():
                     for statement in what:
                         connection.execute(statement.encode(), values)
+                committed.value += 1
             except psycopg.errors.IntegrityError:
                 pass  # a product that was renamed, an order that is gone: as in any shop
 

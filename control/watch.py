@@ -24,6 +24,7 @@ _QUICKEST, _SLOWEST = 0.02, 0.5
 _SHARE = 20
 """Looking may take one part in so many of the time: thousands of tables are looked at less often."""
 
+_RAREST_LINES = 30.0
 _NEWS_SECONDS = 5.0
 _TABLES_SHOWN = 25
 
@@ -57,7 +58,7 @@ def watch(
     quick = bounded
     pause = 0.005
     complained, failing_since = False, 0.0
-    shown = began if display.every > 1 else -1e9  # what has just begun is worth no line
+    shown = began if isinstance(display, PlainDisplay) else -1e9  # what has just begun is worth no line
     with contextlib.closing(display), opened_log(pipeline) as log, Collector(pipeline, log) as collector:
         while not stop:
             for line in messages.take():
@@ -190,13 +191,16 @@ class _Rates:
 
 
 class PlainDisplay:
-    """Lines now and then, for files and pipes."""
+    """Lines for files and pipes: after a second, and then less and less often."""
 
-    def __init__(self, every: float = 10.0) -> None:
-        self.every = every
+    def __init__(self, longest: float) -> None:
+        self.every, self._longest = 1.0, longest
         self._rates = _Rates()
 
     def show(self, status: PipelineStatus) -> None:
+        self.every = min(self.every * 1.5, self._longest)
+        if not status.set_up:
+            print(f"{status.pipeline}: not set up yet", flush=True)
         for target in status.targets:
             loaded = sum(row.rows_loaded for row in target.tables)
             print(line_of(target, self._rates.of(target.name, "", status.at, loaded)), flush=True)
@@ -211,8 +215,7 @@ class PlainDisplay:
 class JsonDisplay:
     """A status object a line, for programs."""
 
-    def __init__(self, every: float = 1.0) -> None:
-        self.every = every
+    every = 1.0
 
     def show(self, status: PipelineStatus) -> None:
         print(json.dumps(status.as_json()), flush=True)
@@ -305,8 +308,8 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
     return Group(*parts)
 
 
-def display_for(terminal: bool, as_json: bool, quiet_lines: float = 10.0) -> Display:
+def display_for(terminal: bool, as_json: bool, longest: float = _RAREST_LINES) -> Display:
     """Return the display that suits where the output goes."""
     if as_json:
         return JsonDisplay()
-    return LiveDisplay() if terminal else PlainDisplay(quiet_lines)
+    return LiveDisplay() if terminal else PlainDisplay(longest)

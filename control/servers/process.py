@@ -60,6 +60,12 @@ def free_port() -> int:
                 return port
 
 
+def dying_with_us(command: list[str], number: signal.Signals, user: str | None = None) -> list[str]:
+    """Return the command that runs `command`, as `user`, and gets a signal when the thread that starts it ends."""
+    launcher = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(int(number))]
+    return [*launcher, user or "-", *command]
+
+
 class ServerProcess(ABC):
     """One server with a temporary folder and a port that stay the same over restarts, until `close`.
 
@@ -114,10 +120,9 @@ class ServerProcess(ABC):
             self.prepare()
             self._prepared = True
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
-        launcher = [sys.executable, "-I", "-S", str(_CHILD), str(os.getpid()), str(int(self.death_signal))]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*launcher, self.user or "-", *self.command()],
+                dying_with_us(self.command(), self.death_signal, self.user),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
