@@ -54,6 +54,7 @@ class Limits:
     note_every: float = 1.0  # progress that holds no changes
     look_every: float = 0.25  # for what other workers do: loaded chunks, prepared tables
     share_every: float = 0.05
+    failed_every: float = 1.0  # whether a failed table was told to go on
     settled_every: float = 5.0  # whether the target still is as it was when the last table became live
 
 
@@ -115,12 +116,15 @@ class Apply:
         self._owned: frozenset[int] = frozenset()
         self._stored: dict[int, Progress] = {}
         self._known: dict[TableId, TableProgress] = {}
+        self._unsettled: set[TableId] = set()  # of this worker's tables, those that go on by themselves
+        self._unsettled_anywhere: set[TableId] = set()
+        self._failed: set[TableId] = set()
         self._cohorts: list[Cohort] = []
         self._loaded: dict[tuple[TableId, int], set[int]] = {}
         self._todo: list[tuple[TableId, int, int]] = []
         self._counted: dict[TableId, int] = defaultdict(int)
-        self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._settled_at = -1e9
-        self._moves_due = True
+        self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._moved_at = -1e9
+        self._moves_due = self._again_due = True
 
     # ------------------------------------------------------------------------------------------------ outside
 
@@ -168,7 +172,7 @@ class Apply:
         ends = {self._topics.chunks: self._chunks.next}
         if self._cohorts:
             ends[self._topics.frontier] = self._cohorts[-1].next
-        if self._unfinished():
+        if self._unsettled:
             timeout = min(timeout, self._limits.share_every)
         elif self._is_behind_with_notes():
             timeout = min(timeout, max(0.0, self._noted_at + self._limits.note_every - self._clock()))
@@ -235,15 +239,18 @@ class Apply:
         """Read everything anew from the target."""
         stored = self._target.groups()
         self._stored = {group: progress for group, progress in stored.items() if group in self._owned}
-        self._known = self._target.tables()
+        for of_tables in (self._known, self._unsettled, self._unsettled_anywhere, self._failed):
+            of_tables.clear()
+        for table in self._target.tables().values():
+            self._learn(table)
         self._refreshed_at = self._clock()
         self._loaded.clear()
         self._todo.clear()
         self._looked_at = -1e9
         self._cohorts.clear()
-        self._moves_due = True
+        self._moves_due = self._again_due = True
         end = self._log.offsets(self._topics.frontier).end
-        for group, progress in self._stored.items():
+        for group, progress in sorted(self._stored.items()):
             if progress.offset > end:
                 raise LogRewound(
                     f"the target has applied the log up to {progress.offset}, but it ends at {end}",
@@ -253,13 +260,36 @@ class Apply:
         for table in self._mine():
             if table.state is TableState.CATCHING_UP:
                 self._cohort_at(table.progress).tables.add(table.table)
+        self._show()
+
+    def _learn(self, progress: TableProgress) -> None:
+        """Note what a table's state is, and whether there is anything to do about it."""
+        table = progress.table
+        self._known[table] = progress
+        failed = progress.state is TableState.FAILED
+        settled = failed or (progress.state is TableState.LIVE and progress.tied)
+        for tables, belongs in (
+            (self._unsettled, not settled and self._is_mine(progress)),
+            (self._unsettled_anywhere, not settled),
+            (self._failed, failed),
+        ):
+            if belongs:
+                tables.add(table)
+            else:
+                tables.discard(table)
+
+    def _is_mine(self, progress: TableProgress) -> bool:
+        return progress.group in self._owned and progress.table in self._made_with
 
     def _mine(self) -> list[TableProgress]:
-        return [
-            progress
-            for table, progress in self._known.items()
-            if progress.group in self._owned and table in self._made_with
-        ]
+        return [progress for progress in self._known.values() if self._is_mine(progress)]
+
+    def _show(self) -> None:
+        """Put in the figures how far the cohort is that is ahead."""
+        if self._cohorts:
+            reached = self._cohorts[-1].reached
+            self.stats.position = reached.position
+            self.stats.commit_time, self.stats.captured_at = reached.commit_time, reached.captured_at
 
     def _cohort_at(self, progress: Progress) -> Cohort:
         """Return the cohort that stands at a place, made if there is none; they are kept in order."""
@@ -303,10 +333,7 @@ class Apply:
         joined = self._join(cohort)
         if portion is None:
             return joined
-        if cohort is self._cohorts[-1]:
-            reached = cohort.reached
-            self.stats.position = reached.position
-            self.stats.commit_time, self.stats.captured_at = reached.commit_time, reached.captured_at
+        self._show()
         self._note(idle=False)
         return True
 
@@ -489,7 +516,7 @@ class Apply:
         for group in batch.groups:
             self._stored[group.group] = group.progress
         for table in batch.tables:
-            self._known[table.progress.table] = table.progress
+            self._learn(table.progress)
 
     def _fail(self, table: TableId, cause: ReplicationError) -> None:
         """Set a table aside with its error, where it stands; its group goes on without it."""
@@ -526,7 +553,7 @@ class Apply:
                 return False
             self._looked_at = now
             if self._chunks.refresh():
-                self._moves_due = True
+                self._moves_due = self._again_due = True
             self._find_chunks()
             if not self._todo:
                 return False
@@ -606,42 +633,32 @@ class Apply:
 
     # ------------------------------------------------------------------------------------------------ tables
 
-    def _unfinished(self) -> bool:
-        return any(not self._is_settled(progress) for progress in self._mine())
-
-    def _is_settled(self, progress: TableProgress) -> bool:
-        return progress.state is TableState.FAILED or (progress.state is TableState.LIVE and progress.tied)
-
     def _move_tables(self) -> bool:
-        """Bring tables to their next states; several at a time only where that costs nothing."""
+        """Bring a table to its next state."""
         now = self._clock()
-        if not self._moves_due and now - self._refreshed_at < self._limits.look_every:
+        limits = self._limits
+        # Though all is settled, the target may have been restored to an earlier state meanwhile; and somebody may have
+        # let a failed table go on.
+        often = limits.failed_every if self._failed else limits.settled_every
+        if now - self._refreshed_at >= (limits.look_every if self._unsettled_anywhere else often):
+            if self._refresh():
+                return True
+            self._moves_due = True
+        if not self._moves_due and (not self._unsettled or now - self._moved_at < limits.share_every):
             return False
-        if now - self._refreshed_at >= self._limits.look_every:
-            settled = all(self._is_settled(progress) for progress in self._known.values())
-            waiting = any(progress.state is TableState.FAILED for progress in self._known.values())
-            if not settled or (waiting and now - self._refreshed_at >= 4 * self._limits.look_every):
-                if self._refresh():
-                    return True
-            else:
-                if not waiting:
-                    self._refreshed_at = now
-                    # Though all is settled, the target may have been restored to an earlier state meanwhile.
-                    if now - self._settled_at >= self._limits.settled_every:
-                        self._settled_at, self._refreshed_at = now, -1e9
-                        if self._refresh():
-                            return True
-                if not self._moves_due:
-                    return False
-        self._moves_due = False
-        for progress in self._mine():
+        self._moves_due, self._moved_at = False, now
+        # A table that is live, or failed, has to move only when it is to be loaded again.
+        again = self._chunks.tables.keys() & self._known.keys() if self._again_due else ()
+        for table in sorted(self._unsettled.union(again)):
+            progress = self._known[table]
             try:
-                if self._move(progress):
+                if self._is_mine(progress) and self._move(progress):
                     self._moves_due = True
                     return True
             except TableRefused as refused:
                 self._fail(refused.table, refused.cause)
                 return True
+        self._again_due = False
         return False
 
     def _refresh(self) -> bool:
@@ -657,7 +674,7 @@ class Apply:
                     self._reload()
                     return True
             else:
-                self._known[table] = progress
+                self._learn(progress)
         return False
 
     def _move(self, progress: TableProgress) -> bool:
@@ -684,7 +701,7 @@ class Apply:
         state = TableState.LOADING if loads else TableState.INDEXING
         move = self._table_move(progress.table, state=state)
         self._target.prepare(self._target_version(progress), move)
-        self._known[progress.table] = self._target.tables()[progress.table]
+        self._learn(self._target.tables()[progress.table])
         return True
 
     def _begin_generation(self, progress: TableProgress, generation: int) -> bool:
@@ -708,7 +725,7 @@ class Apply:
             self._write(Batch(tables=[move]))
         else:
             self._target.restart(self._target_version(progress), move)
-            self._known[progress.table] = move.progress
+            self._learn(move.progress)
         for cohort in self._cohorts:
             cohort.tables.discard(progress.table)
         self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]

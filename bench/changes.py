@@ -13,6 +13,11 @@ from bench.stage import BenchFailed, Service, Stage, until
 from bench.workloads import FILL_NARROW, FILL_WIDE, MARK, NARROW, SMALL, WIDE
 
 TABLES = ["wide", "narrow", "mark"]
+END = """
+select least((select b from wide where id = 1), (select bid from narrow where aid = 1), (select v from mark where id = 2))
+"""
+"""The latest backlog of which every table has the end: each of them may be another worker's."""
+
 DRAIN = "pg_recvlogical to null"
 NATIVE = "native logical replication"
 CAPTURE = "penstock capture, embedded log"
@@ -69,6 +74,8 @@ class Backlog:
         end = stage.sql(
             stage.source,
             "changes",
+            f"update wide set b = {self._number} where id = 1",
+            f"update narrow set bid = {self._number} where aid = 1",
             f"update mark set v = {self._number} where id = 2",
             "select (pg_current_wal_flush_lsn() - '0/0')::bigint",
         )
@@ -83,7 +90,7 @@ class Backlog:
         with psycopg.connect(self._stage.target.url(name), autocommit=True) as connection:
 
             def seen() -> bool:
-                row = connection.execute("select v from mark where id = 2").fetchone()
+                row = connection.execute(END).fetchone()
                 return row is not None and row[0] >= self._number
 
             return until(seen, seconds)

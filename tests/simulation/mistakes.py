@@ -326,7 +326,7 @@ def idle_worker_never_looks() -> None:
     refresh = Apply._refresh
 
     def blind(self: _Any) -> bool:
-        if all(self._is_settled(progress) for progress in self._known.values()):
+        if not self._unsettled_anywhere:
             return False
         return refresh(self)
 

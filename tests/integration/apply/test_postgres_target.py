@@ -478,8 +478,8 @@ def test_without_the_role_what_would_act_twice_is_refused(restricted: Applied, h
 def test_a_kind_of_target_that_does_not_exist_is_named(applied: Applied) -> None:
     from apply.target import find_target
 
-    settings = TargetSettings(name="copy", url=SecretStr("postgresql://there"))
-    object.__setattr__(settings, "url", SecretStr("oracle://there"))
+    settings = TargetSettings(name="copy", url=SecretStr("postgresql://there/shop"))
+    object.__setattr__(settings, "url", SecretStr("oracle://there/shop"))
     with pytest.raises(ConfigInvalid, match="oracle"):
         find_target(settings, "p")
     found = find_target(TargetSettings(name="copy", url=SecretStr(applied.url)), "p")
