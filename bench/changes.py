@@ -14,7 +14,9 @@ from bench.workloads import FILL_NARROW, FILL_WIDE, MARK, NARROW, SMALL, WIDE
 
 TABLES = ["wide", "narrow", "mark"]
 END = """
-select least((select b from wide where id = 1), (select bid from narrow where aid = 1), (select v from mark where id = 2))
+select least(
+  (select b from wide where id = 1), (select bid from narrow where aid = 1), (select v from mark where id = 2)
+)
 """
 """The latest backlog of which every table has the end: each of them may be another worker's."""
 
