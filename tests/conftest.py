@@ -1,8 +1,10 @@
 """Servers and databases for tests, and the rule that continuous integration skips nothing."""
 
 import contextlib
+import ctypes
 import os
 import re
+import signal
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -13,6 +15,16 @@ from psycopg import sql
 from control.servers.kafka import KafkaServer
 from control.servers.postgres import PostgresServer
 from tests import servers
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers end with pytest, and with them all that they have started, even when pytest is killed; on Linux."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None and hasattr(config, "workerinput"):
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def pytest_report_header() -> list[str]:

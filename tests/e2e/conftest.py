@@ -12,6 +12,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from control.servers.process import dying_with_us
 from tests import servers
 from validation.rows import compare
 
@@ -51,7 +52,7 @@ class Project:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `penstock` in a process group of its own."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "control", *arguments],
+            dying_with_us([sys.executable, "-m", "control", *arguments], signal.SIGKILL),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

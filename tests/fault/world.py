@@ -16,6 +16,7 @@ import psutil
 import psycopg
 import pytest
 
+from control.servers.process import dying_with_us
 from control.status import Collector, caught_up
 from control.watch import note_goal
 from control.wiring import exists, opened_log
@@ -41,7 +42,7 @@ class Run:
         self.output, self._pids = output, pids
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "control", *arguments],
+                dying_with_us([sys.executable, "-m", "control", *arguments], signal.SIGKILL),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
