@@ -16,7 +16,6 @@ from control.servers.kafka import KafkaServer
 from control.servers.postgres import PostgresServer
 from tests import servers
 
-
 _PR_SET_PDEATHSIG = 1
 
 
