@@ -10,12 +10,13 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined]
 
-import transport.kafka
 from codec.frames import pack, unpack
 from control.servers.kafka import KafkaServer
 from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
 from tests import servers
 from transport.kafka import KafkaLog
+from transport.kafka.reader import KafkaReader
+from transport.kafka.writer import KafkaWriter, Run
 from transport.log import WORK_PARTITIONS, Block, Partition, Range, Topic
 from transport.topics import Topics
 
@@ -51,7 +52,7 @@ def test_a_record_of_another_writer_inside_a_range_is_found(
     with log.writer("changes") as writer:
         writer.append(table(names), row())
         writer.append(table(names), row())  # the first is sent, the second held back
-        assert isinstance(writer, transport.kafka._KafkaWriter)
+        assert isinstance(writer, KafkaWriter)
         writer._drain(writer._producer)
         foreign.produce(table(names).topic, b"foreign")
         assert foreign.flush(PATIENCE) == 0
@@ -75,18 +76,18 @@ def test_a_record_of_another_writer_between_two_ranges_is_found(
 
 def test_each_of_the_four_checks_counts(log: KafkaLog, names: Topics) -> None:
     with log.writer("changes") as writer:
-        assert isinstance(writer, transport.kafka._KafkaWriter)
-        run, where = transport.kafka._Run, table(names)
-        assert writer._check(where, run(3, first=5, last=7)) == Range(5, 8)
+        assert isinstance(writer, KafkaWriter)
+        where = table(names)
+        assert writer._check(where, Run(3, first=5, last=7)) == Range(5, 8)
         with pytest.raises(IntegrityError):  # one was lost in the middle, which leaves no gap in offsets
-            writer._check(where, run(4, first=5, last=7))
+            writer._check(where, Run(4, first=5, last=7))
         with pytest.raises(IntegrityError):  # a callback is missing
-            writer._check(where, run(3, first=5))
+            writer._check(where, Run(3, first=5))
         with pytest.raises(ReplicationError):
-            writer._check(where, run(3, first=5, last=7, error=KafkaError(KafkaError._MSG_TIMED_OUT)))
+            writer._check(where, Run(3, first=5, last=7, error=KafkaError(KafkaError._MSG_TIMED_OUT)))
         writer._ends[where] = 6
         with pytest.raises(IntegrityError):
-            writer._check(where, run(3, first=5, last=7))
+            writer._check(where, Run(3, first=5, last=7))
 
 
 def test_a_record_that_the_broker_refuses_ends_the_writer(kafka_broker: servers.Kafka, names: Topics) -> None:
@@ -188,7 +189,7 @@ def test_many_topics_are_ready_when_they_are_made_and_given_up_when_cold(log: Ka
         assert time.monotonic() - began < PATIENCE
         for partition in many:
             assert sum(b.count for b in reader.read(partition, Range(0, 1))) == 1
-        assert isinstance(reader, transport.kafka._KafkaReader)
+        assert isinstance(reader, KafkaReader)
         assert reader._data_feed is not None
         until = time.monotonic() + PATIENCE
         while reader._data_feed._windows:
@@ -223,7 +224,7 @@ def test_records_of_other_tables_do_not_fill_memory(log: KafkaLog, names: Topics
             for partition in tables:
                 writer.append(partition, block)
         ranges = writer.flush()
-        assert isinstance(reader, transport.kafka._KafkaReader)
+        assert isinstance(reader, KafkaReader)
         for partition in reversed(tables):
             assert sum(b.count for b in reader.read(partition, ranges[partition])) == 30
             assert reader._data._size < 80 << 20
@@ -234,8 +235,8 @@ def test_a_step_larger_than_the_queue_is_sent_in_order(
 ) -> None:
     """`BufferError` says that the record was not queued: it must be sent again, and none twice."""
     values = [b"%06d" % n + bytes(3000) for n in range(3000)]
-    make = transport.kafka._KafkaWriter._make
-    monkeypatch.setattr(transport.kafka._KafkaWriter, "_make", lambda self, largest, queued: make(self, largest, 2048))
+    make = KafkaWriter._make
+    monkeypatch.setattr(KafkaWriter, "_make", lambda self, largest, queued: make(self, largest, 2048))
     with log.writer("changes") as writer, log.reader() as reader:
         writer.append(table(names), Block(len(values), pack([(None, value) for value in values])))
         assert writer.flush()[table(names)] == Range(0, len(values))

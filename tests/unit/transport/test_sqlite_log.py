@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-import transport.sqlite
+import transport.sqlite.log
 from codec.frames import pack, unpack
 from schemas.errors import (
     ConfigInvalid,
@@ -26,10 +26,12 @@ from schemas.errors import (
     LogUnavailable,
     PrerequisiteMissing,
 )
-from transport import bell, open_log
+from transport import open_log
 from transport.log import WORK_PARTITIONS, Block, Partition, Range, Topic
-from transport.members import FileMembership
 from transport.sqlite import SqliteLog
+from transport.sqlite.bell import Bell, Listener
+from transport.sqlite.disk import _NETWORK_SYSTEMS, network_system
+from transport.sqlite.membership import FileMembership
 from transport.topics import Topics
 
 NAMES = Topics("p")
@@ -273,8 +275,8 @@ def test_a_disk_without_room_for_the_budget_is_a_problem(tmp_path: Path) -> None
 
 
 def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert transport.sqlite._network_system(Path("/proc")) is None
-    monkeypatch.setattr(transport.sqlite, "_network_system", lambda path: "nfs4")
+    assert network_system(Path("/proc")) is None
+    monkeypatch.setattr(transport.sqlite.log, "network_system", lambda path: "nfs4")
     log = SqliteLog(tmp_path, "p")
     assert any("nfs4" in problem for problem, _ in log.problems())
     with pytest.raises(PrerequisiteMissing):
@@ -283,12 +285,12 @@ def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse.sshfs", "9p"])
 def test_file_systems_over_a_network_are_known(kind: str) -> None:
-    assert transport.sqlite._NETWORK_SYSTEMS.fullmatch(kind)
+    assert _NETWORK_SYSTEMS.fullmatch(kind)
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "fuseblk", "zfs"])
 def test_local_file_systems_are_not_refused(kind: str) -> None:
-    assert not transport.sqlite._NETWORK_SYSTEMS.fullmatch(kind)
+    assert not _NETWORK_SYSTEMS.fullmatch(kind)
 
 
 def _resident(connection: Connection, folder: str) -> None:
@@ -388,7 +390,7 @@ def test_an_idle_reader_costs_next_to_nothing(log: SqliteLog) -> None:
 
 
 def test_a_reader_finds_records_where_nothing_tells_it_of_them(log: SqliteLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bell, "_inotify", lambda: None)
+    monkeypatch.setattr("transport.sqlite.bell._inotify", lambda: None)
     with log.reader() as reader, log.writer("changes") as writer:
         timer = threading.Timer(0.1, writer.put, (NAMES.frontier, b"1"))
         timer.start()
@@ -397,7 +399,7 @@ def test_a_reader_finds_records_where_nothing_tells_it_of_them(log: SqliteLog, m
 
 
 def test_a_ring_between_watching_and_waiting_is_not_lost(tmp_path: Path) -> None:
-    listener, ringer = bell.Listener(), bell.Bell(tmp_path / "bell")
+    listener, ringer = Listener(), Bell(tmp_path / "bell")
     try:
         listener.watch(tmp_path / "bell")
         ringer.ring()

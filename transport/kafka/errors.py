@@ -1,0 +1,64 @@
+"""Librdkafka's errors in our words."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.errors import LogRewound, LogUnavailable, PermissionMissing, ReplicationError, ValueUnsupported
+from transport.log import Partition
+
+DENIED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError._AUTHENTICATION,
+    }
+)
+ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
+MOVING = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.REPLICA_NOT_AVAILABLE,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError._NOENT,  # the client found no leader, be it that there is no topic
+    }
+)
+
+
+class Faults:
+    """The last thing that librdkafka complained about in the background, for the message of our own error."""
+
+    last = ""
+
+    def note(self, error: KafkaError) -> None:
+        self.last = error.str()
+
+
+def failure(error: object, what: str, faults: Faults | None = None) -> ReplicationError:
+    """Return our error for one of librdkafka's."""
+    if not isinstance(error, KafkaError):
+        return LogUnavailable(f"{what}: {error}")
+    code, text = error.code(), f"{what}: {error.str()}"
+    if code in DENIED:
+        return PermissionMissing(
+            text, remedy="grant the Kafka user of this pipeline access to topics and groups of its name"
+        )
+    if code in ABSENT:
+        return LogRewound(text)
+    if code in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.RECORD_LIST_TOO_LARGE):
+        return ValueUnsupported(text, remedy="raise the topic's max.message.bytes")
+    return LogUnavailable(text + (f" ({faults.last})" if faults and faults.last else ""))
+
+
+def code_of(error: KafkaException) -> int:
+    cause = error.args[0]
+    return int(cause.code()) if isinstance(cause, KafkaError) else 0
+
+
+def name_of(partition: Partition) -> str:
+    return f"{partition.topic}/{partition.number}"

@@ -1,0 +1,192 @@
+"""A consumer with a window on each partition that is read."""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from schemas.errors import LogRewound, LogUnavailable
+from transport.kafka.cluster import Cluster
+from transport.kafka.errors import ABSENT, DENIED, Faults, failure, name_of
+from transport.log import Partition, Range, Record
+
+_WINDOW_BYTES = 32 << 20  # fetched records that a consumer's windows hold together
+UNUSED_S = 1.0  # after which a partition is taken away from the data consumer
+NO_END = 1 << 62
+
+
+@dataclass(slots=True)
+class Window:
+    """What was fetched of a partition: every record there is in `[low, at)`; those from `at` on are still to come."""
+
+    low: int
+    at: int
+    used: float
+    records: list[Record] = field(default_factory=list)
+    size: int = 0
+    end: int = -1  # where the broker last had no more
+    error: KafkaError | None = None
+
+    def add(self, record: Record) -> int:
+        self.records.append(record)
+        self.at = record.offset + 1
+        more = len(record.key or b"") + len(record.value or b"") + 100
+        self.size += more
+        return more
+
+    def between(self, start: int, end: int) -> list[Record]:
+        first = bisect.bisect_left(self.records, start, key=_offset)
+        return self.records[first : bisect.bisect_left(self.records, end, key=_offset)]
+
+    def forget(self, below: int) -> int:
+        """Drop the records before an offset and return how many bytes that frees."""
+        first = bisect.bisect_left(self.records, below, key=_offset)
+        freed = sum(len(r.key or b"") + len(r.value or b"") + 100 for r in self.records[:first])
+        del self.records[:first]
+        self.low = max(self.low, below)
+        self.size -= freed
+        return freed
+
+
+class Feed:
+    """A consumer to which partitions are assigned when somebody asks for them, and a window on each.
+
+    A window keeps what was read as long as there is room, because several views read the same records.
+    """
+
+    def __init__(self, cluster: Cluster, group: str, wait_ms: int) -> None:
+        self._cluster, self._faults = cluster, Faults()
+        self._known: set[tuple[str, int]] = set()
+        self._windows: dict[tuple[str, int], Window] = {}
+        self._size = 0
+        settings = {
+            # Assigned by hand and never committed: the group is only a name that the client wants.
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",  # any other would jump over a lost tail without a word
+            "enable.partition.eof": True,
+            "fetch.min.bytes": 1,
+            "fetch.wait.max.ms": wait_ms,
+            "fetch.queue.backoff.ms": 1,
+            "queued.max.messages.kbytes": 16384,
+            "fetch.message.max.bytes": 1 << 20,
+            "fetch.max.bytes": 16 << 20,
+            "receive.message.max.bytes": 1_000_000_000,  # a larger record is delivered alone
+        }
+        self._consumer = Consumer({**cluster.client(self._faults), **settings})
+
+    def window(self, partition: Partition) -> Window | None:
+        """The window on a partition, if it is assigned."""
+        return self._windows.get(partition)
+
+    def place(self, partition: Partition, offset: int) -> Window:
+        """Return a window that holds `offset` or comes to it next, having the consumer fetch from there if need be."""
+        window = self._windows.get(partition)
+        if window is None or window.error is not None or not window.low <= offset <= window.at:
+            self.release(partition)
+            self.follow({partition: offset})
+            window = self._windows[partition]
+        window.used = time.monotonic()
+        return window
+
+    def follow(self, starts: Mapping[Partition, int]) -> None:
+        """Assign partitions together: one that is assigned later waits for the request under way."""
+        if starts:
+            for partition in starts:
+                self._know(partition)
+            self._consumer.incremental_assign([TopicPartition(*p, offset) for p, offset in starts.items()])
+            now = time.monotonic()
+            self._windows.update({p: Window(offset, offset, now) for p, offset in starts.items()})
+
+    def release(self, partition: tuple[str, int]) -> None:
+        window = self._windows.pop(partition, None)
+        if window is not None:
+            self._size -= window.size
+            self._consumer.incremental_unassign([TopicPartition(*partition)])
+
+    def sweep(self) -> None:
+        """Take away what was not used for a while: every partition that is assigned is named in every request."""
+        if self._windows:
+            until = time.monotonic() - UNUSED_S
+            for partition in [p for p, window in self._windows.items() if window.used < until]:
+                self.release(partition)
+
+    def pump(self, timeout: float) -> bool:
+        """Move what has come into the windows, waiting for the first; return whether there was anything."""
+        # `consume` alone would wait for as many as it may return.
+        first = self._consumer.poll(timeout)
+        if first is None:
+            return False
+        for message in (first, *self._consumer.consume(1000, 0)):
+            topic, number, offset = message.topic(), message.partition(), message.offset()
+            error = message.error()
+            window = None if topic is None or number is None else self._windows.get((topic, number))
+            if error is not None:
+                self._note(error, window, offset)
+            elif window is not None and offset is not None and offset >= window.at:
+                self._size += window.add(Record(offset, message.key(), message.value()))
+        return True
+
+    def make_room(self, partition: Partition, offset: int) -> None:
+        """Keep the windows together bounded, giving up first what nobody has asked for longest."""
+        for other in sorted(self._windows, key=lambda p: self._windows[p].used):
+            if self._size <= _WINDOW_BYTES:
+                return
+            if other == partition:
+                self._size -= self._windows[other].forget(offset)
+            else:
+                self.release(other)
+
+    def bounds(self, partition: Partition) -> Range:
+        """Ask the broker for the offsets that are there now."""
+        low, high = self._consumer.get_watermark_offsets(
+            TopicPartition(*partition), timeout=self._cluster.deadline_s, cached=False
+        )
+        return Range(low, high)
+
+    def check(self, partition: Partition, window: Window) -> None:
+        if window.error is not None:
+            error = window.error
+            self.release(partition)
+            if error.code() == KafkaError._AUTO_OFFSET_RESET:
+                raise LogRewound(f"offset {window.at} of {name_of(partition)} is not in Kafka: {error.str()}")
+            raise failure(error, f"cannot read {name_of(partition)}", self._faults)
+
+    def silent(self, what: str) -> LogUnavailable:
+        more = f" ({self._faults.last})" if self._faults.last else ""
+        return LogUnavailable(f"cannot {what}: Kafka has not answered for {self._cluster.deadline_s:g} s{more}")
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _note(self, error: KafkaError, window: Window | None, offset: int | None) -> None:
+        if error.fatal():
+            raise failure(error, "cannot read Kafka", self._faults)
+        if error.code() == KafkaError._PARTITION_EOF:
+            if window is not None and offset is not None:
+                window.end = offset
+        elif window is not None and error.code() == KafkaError._AUTO_OFFSET_RESET:
+            # One that an earlier assignment of the partition has left behind is about another offset.
+            if offset == window.at:
+                window.error = error
+        elif window is not None and error.code() in ABSENT | DENIED:
+            window.error = error
+        else:
+            self._faults.note(error)  # passes by itself, or the deadline passes
+
+    def _know(self, partition: Partition) -> None:
+        """Have the client know all topics: assigned unknown, one would cost up to 1.5 s."""
+        if partition not in self._known:
+            topics = self._consumer.list_topics(timeout=self._cluster.deadline_s).topics
+            self._known = {(name, number) for name, topic in topics.items() for number in topic.partitions}
+            if partition not in self._known:
+                raise LogRewound(f"Kafka has no {name_of(partition)}")
+
+
+def _offset(record: Record) -> int:
+    return record.offset

@@ -1,0 +1,152 @@
+"""Reads control records and ranges of blocks, and waits for more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from confluent_kafka import KafkaException
+
+from codec.frames import pack
+from schemas.errors import GapDetected, LogRewound
+from transport.kafka.cluster import Cluster
+from transport.kafka.errors import failure, name_of
+from transport.kafka.feed import NO_END, UNUSED_S, Feed, Window
+from transport.log import Block, Partition, Range, Record
+
+_BLOCK_BYTES = 1 << 20
+_AHEAD = 1000  # offsets that are passed over rather than assigned anew
+
+
+class KafkaReader:
+    """Two consumers: one for the control partitions that are read on and on, which waits long and is woken at once;
+    one for ranges, and for looking back, which asks anew every few milliseconds so that a partition that was just
+    assigned does not wait for a request under way."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._group = f"{cluster.pipeline}.reader"
+        self._front_feed: Feed | None = None
+        self._data_feed: Feed | None = None
+
+    def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
+        with _reading(f"read {name_of(partition)}"):
+            window = self._front.window(partition)
+            if window is not None and window.low <= start <= window.at + _AHEAD:
+                feed = self._front
+            else:  # not waited for, or looked back at: the position at the end must not be given up for that
+                feed = self._data
+                window = feed.place(partition, start)
+            feed.check(partition, window)
+            found = window.between(start, NO_END) or self._fetch(feed, window, partition, start)
+            feed.make_room(partition, start)
+            return found[:limit]
+
+    def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:
+        with _reading("wait for Kafka"):
+            feed, deadline = self._front, time.monotonic() + timeout
+            feed.follow({p: end for p, end in ends.items() if feed.window(p) is None})
+            while True:
+                for partition, end in ends.items():
+                    window = feed.window(partition) or feed.place(partition, end)
+                    if window.error is not None:
+                        feed.release(partition)
+                        return True  # `records` finds out what is wrong, and says it
+                    if end < window.low or window.between(end, NO_END):
+                        return True
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return False
+                if self._data_feed is not None:
+                    self._data_feed.sweep()
+                feed.pump(min(left, UNUSED_S))
+
+    def read(self, partition: Partition, wanted: Range) -> Iterator[Block]:
+        with _reading(f"read {name_of(partition)}"):
+            at, end = wanted
+            if at >= end:
+                return
+            feed = self._data
+            feed.sweep()
+            batch: list[tuple[bytes | None, bytes | None]] = []
+            size = 0
+            while at < end:
+                window = feed.place(partition, at)
+                found = window.between(at, end)
+                if not found:
+                    self._await(feed, window, partition, wanted, at)
+                    continue
+                for record in found:
+                    if record.offset != at:
+                        raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
+                    more = 8 + len(record.key or b"") + len(record.value or b"")
+                    if batch and size + more > _BLOCK_BYTES:
+                        yield Block(len(batch), pack(batch))
+                        batch, size = [], 0
+                    batch.append((record.key, record.value))
+                    size, at = size + more, at + 1
+                del found
+                feed.make_room(partition, at)
+            yield Block(len(batch), pack(batch))
+
+    def close(self) -> None:
+        for feed in filter(None, (self._front_feed, self._data_feed)):
+            feed.close()
+
+    def _fetch(self, feed: Feed, window: Window, partition: Partition, start: int) -> list[Record]:
+        """Nothing has come; ask whether there is anything, as an empty answer must be true."""
+        there = feed.bounds(partition)
+        if not there.start <= start <= there.end:
+            feed.release(partition)
+            raise LogRewound(f"offset {start} is not within {there.start}..{there.end} of {name_of(partition)}")
+        deadline = time.monotonic() + self._cluster.deadline_s
+        # The end may have no record of its own: control records take offsets, and so do those that were compacted.
+        while start < there.end and window.end < there.end and not window.between(start, NO_END):
+            if time.monotonic() >= deadline:
+                raise feed.silent(f"read {name_of(partition)}")
+            feed.pump(0.1)
+            feed.check(partition, window)
+        return window.between(start, NO_END)
+
+    def _await(self, feed: Feed, window: Window, partition: Partition, wanted: Range, at: int) -> None:
+        """Return when the record at `at`, which was promised, has come."""
+        began = time.monotonic()
+        look = began + 0.2
+        while True:
+            feed.check(partition, window)
+            feed.pump(0.1)
+            if window.between(at, wanted.end):
+                return
+            if window.at > at:
+                raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
+            feed.make_room(partition, at)
+            now = time.monotonic()
+            if now >= began + self._cluster.deadline_s:
+                raise feed.silent(f"read {name_of(partition)}")
+            if now >= look:  # records that are not there do not come, and nobody says so
+                there = feed.bounds(partition)
+                if at < there.start or wanted.end > there.end:
+                    feed.release(partition)
+                    raise LogRewound(f"{wanted} is not within {there.start}..{there.end} of {name_of(partition)}")
+                look = time.monotonic() + 1
+
+    @property
+    def _front(self) -> Feed:
+        if self._front_feed is None:
+            self._front_feed = Feed(self._cluster, self._group, 500)
+        return self._front_feed
+
+    @property
+    def _data(self) -> Feed:
+        if self._data_feed is None:
+            self._data_feed = Feed(self._cluster, self._group, 10)
+        return self._data_feed
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except KafkaException as error:
+        raise failure(error.args[0], f"cannot {what}") from error

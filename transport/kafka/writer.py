@@ -1,0 +1,245 @@
+"""Writes through an idempotent producer, and checks where its records came to be."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from codec.frames import unpack
+from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ValueUnsupported
+from transport.kafka.cluster import LARGE_BYTES, Cluster
+from transport.kafka.errors import Faults, failure, name_of
+from transport.log import Block, Partition, Range
+
+_Delivered = Callable[[KafkaError | None, Message], None]
+
+
+@dataclass(slots=True)
+class Run:
+    """Records of one partition since the last flush. The last one is held back, as it is sent with a callback."""
+
+    count: int = 0
+    held: tuple[bytes | None, bytes | None] | None = None
+    begun: bool = False
+    first: int | None = None
+    last: int | None = None
+    error: KafkaError | None = None
+
+    def delivered_first(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.error = error
+        else:
+            self.first = message.offset()
+
+    def delivered_last(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.error = error
+        else:
+            self.last = message.offset()
+
+    def delivered_only(self, error: KafkaError | None, message: Message) -> None:
+        self.delivered_first(error, message)
+        self.delivered_last(error, message)
+
+
+class KafkaWriter:
+    """One producer, and another one for records that are larger than its memory should be."""
+
+    def __init__(self, cluster: Cluster, purpose: str) -> None:
+        self._cluster, self._faults, self._dead = cluster, Faults(), False
+        self._load = purpose.startswith("load")
+        self._main: Producer | None = self._make(LARGE_BYTES + (1 << 20), 65536)
+        self._large: Producer | None = None
+        self._largest = 0
+        self._known: set[str] = set()
+        self._runs: dict[Partition, Run] = {}
+        self._ends: dict[Partition, int] = {}
+        self._ranges: dict[Partition, Range] = {}  # since the last seal
+
+    def append(self, partition: Partition, block: Block) -> None:
+        with self._alive(f"append to {name_of(partition)}"):
+            self._know(partition)
+            records = unpack(block.data)
+            if len(records) != block.count:
+                raise IntegrityError(f"a block of {block.count} records holds {len(records)}")
+            if not records:
+                return
+            run = self._runs.setdefault(partition, Run())
+            if run.held is not None:
+                records.insert(0, run.held)
+            run.held = records.pop()
+            run.count += block.count
+            at = 0
+            if records and not run.begun:
+                run.begun, at = True, 1
+                self._produce(partition, *records[0], run.delivered_first)
+            # No callback for the others: it would cost more than sending them does.
+            for key, value in records[at:]:
+                self._produce(partition, key, value, None)
+
+    def flush(self) -> dict[Partition, Range]:
+        with self._alive("flush to Kafka"):
+            return self._flush()
+
+    def seal(
+        self, partition: Partition, make: Callable[[dict[Partition, Range]], bytes], key: bytes | None = None
+    ) -> int:
+        with self._alive("seal a step in Kafka"):
+            self._flush()
+            value = make(dict(self._ranges))
+            self._ranges.clear()
+            return self._put(partition, key, value)
+
+    def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
+        with self._alive(f"put a record into {name_of(partition)}"):
+            return self._put(partition, key, value)
+
+    def close(self) -> None:
+        # What is still queued belongs to a step that is not finished, or to a writer that is dead: sent later, it
+        # could stand in the middle of another writer's range. What is under way is given up with the producer.
+        for producer in filter(None, (self._main, self._large)):
+            with contextlib.suppress(KafkaException):
+                producer.purge(in_queue=True, in_flight=False)
+        self._main = self._large = None
+
+    @property
+    def _producer(self) -> Producer:
+        assert self._main is not None
+        return self._main
+
+    def _make(self, largest: int, queued_kb: int) -> Producer:
+        compression = (
+            {"compression.type": "zstd", "compression.level": 1} if self._load else {"compression.type": "lz4"}
+        )
+        return Producer(
+            {
+                **compression,
+                **self._cluster.client(
+                    self._faults,
+                    enable_idempotence=True,
+                    acks="all",
+                    message_timeout_ms=0,
+                    enable_gapless_guarantee=True,
+                    linger_ms=5 if self._load else 0,
+                    batch_size=1_000_000,  # a batch too large for the topic is not split, all of it fails
+                    message_max_bytes=largest,
+                    queue_buffering_max_kbytes=queued_kb,
+                    queue_buffering_max_messages=1_000_000,
+                ),
+            }
+        )
+
+    @contextmanager
+    def _alive(self, what: str) -> Iterator[None]:
+        if self._dead:
+            raise IntegrityError("this writer has failed before and must not be used again")
+        self._dead = True
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            if isinstance(error, KafkaException | SystemError):
+                raise failure(error.args[0], f"cannot {what}", self._faults) from error
+            raise
+        self._dead = False
+
+    def _know(self, partition: Partition) -> None:
+        """Have the client know the topic: one that it has to look for costs its first record up to seconds."""
+        if partition.topic not in self._known:
+            self._known = set(self._producer.list_topics(timeout=self._cluster.deadline_s).topics)
+            if partition.topic not in self._known:
+                raise LogRewound(f"Kafka has no topic {partition.topic}")
+
+    def _produce(
+        self, partition: Partition, key: bytes | None, value: bytes | None, delivered: _Delivered | None
+    ) -> None:
+        size = len(key or b"") + len(value or b"")
+        producer = self._producer if size <= LARGE_BYTES else self._large_producer(partition, size)
+        deadline = 0.0
+        while True:
+            try:
+                if delivered is None:
+                    producer.produce(partition.topic, value, key, partition.number)
+                else:
+                    producer.produce(partition.topic, value, key, partition.number, on_delivery=delivered)
+                break
+            except BufferError:  # it was not queued
+                deadline = deadline or time.monotonic() + self._cluster.deadline_s
+                if time.monotonic() >= deadline:
+                    raise self._silent() from None
+                if producer.poll(0.01):
+                    deadline = 0.0
+        if producer is self._large:
+            self._drain(producer)
+
+    def _large_producer(self, partition: Partition, size: int) -> Producer:
+        """Two producers keep order only if the one is done before the other begins."""
+        if self._large is None:
+            self._largest = self._cluster.largest()
+            self._large = self._make(1_000_000_000, 2_000_000)
+        if size + 1024 > self._largest:
+            raise ValueUnsupported(
+                f"a record of {size} bytes is larger than Kafka takes for {name_of(partition)} ({self._largest} bytes)",
+                remedy="raise socket.request.max.bytes of the brokers, leave the column out, or use the embedded log",
+            )
+        self._drain(self._producer)
+        return self._large
+
+    def _drain(self, producer: Producer) -> None:
+        deadline = time.monotonic() + self._cluster.deadline_s
+        try:
+            while producer.flush(min(1.0, max(0.0, deadline - time.monotonic()))):
+                if time.monotonic() >= deadline:
+                    raise self._silent()
+        except (KafkaException, SystemError):
+            # Fatal, since one record was refused and those after it would stand in its place. (A callback that is
+            # called with that exception set makes it a SystemError.) The record's own error says more.
+            for partition, run in self._runs.items():
+                if run.error is not None:
+                    raise failure(run.error, f"cannot write to {name_of(partition)}", self._faults) from None
+            raise
+
+    def _silent(self) -> LogUnavailable:
+        more = f" ({self._faults.last})" if self._faults.last else ""
+        return LogUnavailable(f"Kafka has not acknowledged records for {self._cluster.deadline_s:g} s{more}")
+
+    def _flush(self) -> dict[Partition, Range]:
+        for partition, run in self._runs.items():
+            assert run.held is not None
+            self._produce(partition, *run.held, run.delivered_last if run.begun else run.delivered_only)
+        self._drain(self._producer)
+        fresh = {partition: self._check(partition, run) for partition, run in self._runs.items()}
+        self._runs.clear()
+        for partition, added in fresh.items():
+            self._ends[partition] = added.end
+            self._ranges[partition] = Range(self._ranges.get(partition, added).start, added.end)
+        return fresh
+
+    def _put(self, partition: Partition, key: bytes | None, value: bytes | None) -> int:
+        self._know(partition)
+        run = Run(1)
+        self._produce(partition, key, value, run.delivered_only)
+        self._drain(self._producer)
+        return self._check(partition, run, alone=False).start
+
+    def _check(self, partition: Partition, run: Run, alone: bool = True) -> Range:
+        """All four: both ends are acknowledged, without error, as many as were sent, where the last range ended."""
+        if run.error is not None:
+            raise failure(run.error, f"cannot write to {name_of(partition)}", self._faults)
+        if run.first is None or run.last is None:
+            raise IntegrityError(f"Kafka has not told the offsets of what was written to {name_of(partition)}")
+        if run.last - run.first + 1 != run.count:
+            raise IntegrityError(
+                f"{run.count} records of {name_of(partition)} are at {run.first}..{run.last}:"
+                " one was lost, or another writer is at work"
+            )
+        if alone and self._ends.get(partition, run.first) != run.first:
+            raise IntegrityError(
+                f"{name_of(partition)} goes on at {run.first}, not {self._ends[partition]}: another writer is at work"
+            )
+        return Range(run.first, run.last + 1)

@@ -1,0 +1,206 @@
+"""The segment of a place that is written now."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from codec.frames import pack, unpack
+from schemas.errors import IntegrityError, LogRewound
+from transport.log import Block, Range
+from transport.sqlite.bell import Bell
+from transport.sqlite.blocks import OFFSET_BITS, end_of, stored_rows
+from transport.sqlite.catalog import Catalog
+from transport.sqlite.checkpoint import Checkpointer
+from transport.sqlite.connection import connect, fetch, fetch_one, run, transaction
+from transport.sqlite.disk import inode_of, segment_path
+
+_PIECE_BYTES = 4 << 20  # a record larger than this is stored in pieces: SQLite copies each value it is given
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Blocks of one partition, to be stored with the next commit."""
+
+    compacted: bool
+    blocks: list[Block] = field(default_factory=list)
+
+
+class Tail:
+    """The end of a place, where one writer adds.
+
+    What is appended is held here and written in one short transaction, so that the lock is never held while
+    somebody waits for a source.
+    """
+
+    def __init__(self, catalog: Catalog, place: str, wait_s: float, segment_bytes: int) -> None:
+        self.pending: dict[int, _Pending] = {}
+        self.pending_bytes = 0
+        self.written: dict[int, Range] = {}  # by this writer since they were last taken, not all of it synced
+        self.unsynced = False
+        self._catalog, self._place, self._wait_s = catalog, place, wait_s
+        # Compaction looks for the record before within its file, so what may be compacted stays in one.
+        self._limit = None if place == "control" else segment_bytes
+        self._bell = Bell(catalog.root / f"{place}.bell")
+        self._helper = Checkpointer(wait_s)
+        self._ends: dict[int, int] = {}
+        self._mine: dict[int, int] = {}
+        self._connection: sqlite3.Connection | None = None
+        self._number = self._inode = 0
+        self._version = -1
+        self._synced: bool | None = None  # whether commits are `full` now
+        self._begins: dict[int, int] = {}
+
+    def add(self, partition: int, compacted: bool, block: Block) -> None:
+        self.pending.setdefault(partition, _Pending(compacted)).blocks.append(block)
+        self.pending_bytes += len(block.data)
+
+    def write(self, durable: bool) -> None:
+        """Commit what is pending. Not `durable`, it may be lost with the machine until a later commit that is."""
+        if self.pending or (durable and self.unsynced):
+            with self._committing(durable) as connection:
+                if not self.pending:
+                    run(connection, "update state set beat = beat + 1")  # a commit of nothing syncs nothing
+                self._store(connection)
+
+    def seal(self, partition: int, compacted: bool, key: bytes | None, value: Callable[[], bytes | None]) -> int:
+        """Commit what is pending and, with it, one more record, whose value is asked for when ranges are known."""
+        with self._committing(True) as connection:
+            self._store(connection)
+            data = pack([(key, value())])
+            if compacted:
+                return self._replace(connection, partition, key, data)
+            return self._insert(connection, partition, 1, data)
+
+    def close(self) -> None:
+        self._helper.close()
+        self._bell.close()
+        if self._connection is not None:
+            self._connection.close()
+
+    @contextmanager
+    def _committing(self, durable: bool) -> Iterator[sqlite3.Connection]:
+        connection = self._begin(durable)
+        try:
+            yield connection
+            run(connection, "commit")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                run(connection, "rollback")
+            raise
+        self.unsynced = not durable
+        self._bell.ring()
+        self._helper.committed(connection, self._path())
+
+    def _begin(self, durable: bool) -> sqlite3.Connection:
+        """Begin a transaction in the newest segment, making the next one if that is full."""
+        while True:
+            if self._connection is None:
+                self._number = self._catalog.newest(self._place)
+                if not self._number:
+                    self._catalog.advance(self._place, 0, self._wait_s)
+                    continue
+                self._connection = connect(self._path(), self._wait_s)
+                self._inode = inode_of(self._path())
+                run(self._connection, "pragma wal_autocheckpoint = 0")
+                run(self._connection, "pragma cache_size = -24000")
+                self._synced, self._version = None, -1
+            connection = self._connection
+            if inode_of(self._path()) != self._inode:
+                if self._catalog.is_there() and self._catalog.newest(self._place) != self._number:
+                    self._connection = None  # all in it was trimmed, and it was dropped
+                    connection.close()
+                    continue
+                raise LogRewound(f"{self._path()} is gone: what is written now nobody would ever read")
+            if self._synced is not durable:
+                # Under `full` a commit syncs all of the WAL, so the last one makes those before it durable too.
+                run(connection, f"pragma synchronous = {'full' if durable else 'normal'}")
+                self._synced = durable
+            run(connection, "begin immediate")
+            (version,) = fetch_one(connection, "pragma data_version")
+            if version != self._version:
+                self._ends.clear()
+                self._begins = dict(fetch(connection, "select partition, start from begin"))
+                self._version = version
+                if fetch_one(connection, "select sealed from state")[0]:
+                    run(connection, "rollback")
+                    self._next()
+                    continue
+            if self._limit is not None and self._bytes(connection) >= self._limit:
+                run(connection, "rollback")
+                run(connection, "pragma synchronous = full")
+                with transaction(connection):
+                    run(connection, "update state set sealed = 1")
+                self._next()
+                continue
+            return connection
+
+    def _next(self) -> None:
+        assert self._connection is not None
+        self._catalog.advance(self._place, self._number, self._wait_s)
+        self._helper.finish(self._path(), self._connection)
+        self._connection = None
+
+    def _path(self) -> Path:
+        return segment_path(self._catalog.root, self._place, self._number)
+
+    @staticmethod
+    def _bytes(connection: sqlite3.Connection) -> int:
+        return int(fetch_one(connection, "pragma page_count")[0]) * 4096
+
+    def _store(self, connection: sqlite3.Connection) -> None:
+        for partition, pending in self.pending.items():
+            start = end = self._end(connection, partition)
+            if self._mine.get(partition, start) != start:
+                # Their records stand between two of ours: a range would hold both. The other one is newer.
+                raise IntegrityError(f"another writer is at work in {self._path()}")
+            if pending.compacted:
+                for block in pending.blocks:
+                    for key, value in unpack(block.data):
+                        end = self._replace(connection, partition, key, pack([(key, value)])) + 1
+            else:
+                for number, data in stored_rows(pending.blocks):
+                    end = self._insert(connection, partition, number, data) + number
+            self._mine[partition] = end
+            self.written[partition] = Range(self.written.get(partition, Range(start, end)).start, end)
+        self.pending.clear()
+        self.pending_bytes = 0
+
+    def _insert(self, connection: sqlite3.Connection, partition: int, number: int, data: bytes) -> int:
+        offset = self._end(connection, partition)
+        block = partition << OFFSET_BITS | offset
+        self._helper.wrote(len(data) + 8192)
+        if number == 1 and len(data) > _PIECE_BYTES:
+            view = memoryview(data)
+            for piece, at in enumerate(range(0, len(view), _PIECE_BYTES)):
+                run(connection, "insert into piece values (?, ?, ?)", block, piece, view[at : at + _PIECE_BYTES])
+            run(connection, "insert into block values (?, 1, null)", block)
+        else:
+            run(connection, "insert into block values (?, ?, ?)", block, number, data)
+        self._ends[partition] = offset + number
+        return offset
+
+    def _replace(self, connection: sqlite3.Connection, partition: int, key: bytes | None, data: bytes) -> int:
+        """Insert a record and delete the one before it with the same key: compaction without a cleaner.
+
+        The last record is never deleted, so the end stays known.
+        """
+        offset = self._insert(connection, partition, 1, data)
+        if key is not None:
+            before = fetch_one(connection, "select id from latest where partition = ? and key = ?", partition, key)
+            if before:
+                run(connection, "delete from block where id = ?", before[0])
+                run(connection, "delete from piece where block = ?", before[0])
+            row = (partition, key, partition << OFFSET_BITS | offset)
+            run(connection, "insert into latest values (?, ?, ?) on conflict do update set id = excluded.id", *row)
+        return offset
+
+    def _end(self, connection: sqlite3.Connection, partition: int) -> int:
+        end = self._ends.get(partition)
+        if end is None:
+            end = self._ends[partition] = end_of(connection, partition, self._begins.get(partition, 0))
+        return end
