@@ -36,7 +36,7 @@ class Visibility(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A capture begins: the offset of this record in `p.frontier` is its epoch."""
+    """A capture begins: the offset of this record in `p.frontier` is its epoch. In `p.control`: a setup begins."""
 
     holder: str  # who, for people: host and process id
     at: int  # microseconds since 1970, as are all times here
@@ -153,7 +153,10 @@ class TableRegistered:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The source is prepared: slot and publications exist. Written once a pipeline, to `p.control`."""
+    """The source is prepared: slot and publications exist. In `p.control`, behind the claim of who prepared it.
+
+    It counts only if nobody else has claimed in between, and prepared the source in another way; and only the first.
+    """
 
     system: str  # identity of the source
     slot: str
@@ -167,6 +170,7 @@ class Setup:
     shared_topics: int  # 0: one topic a table
     at: int = 0
     tables: tuple[int, ...] = field(default=())  # schema ids of the tables chosen at the start
+    epoch: int = -1  # the offset of the claim
 
     @property
     def visibility(self) -> Visibility:

@@ -8,6 +8,8 @@ counts; after it, a snapshot that died with its holder is replaced by a new one,
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -15,7 +17,7 @@ from typing import Self
 
 from codec.frames import pack
 from schemas.errors import ConfigInvalid, IntegrityError, SnapshotLost, TransientError
-from schemas.frontier import Setup, SnapshotTaken, TableRegistered
+from schemas.frontier import Claim, Setup, SnapshotTaken, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
 from schemas.table import Table, TableId
@@ -23,7 +25,7 @@ from snapshot import rules
 from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
 from transport.log import Block, Log, LogReader, LogWriter, Topic
 from transport.topics import Topics
-from transport.views import SETUP_KEY, Chunks, Tables, read_setup
+from transport.views import Chunks, Tables, read_setup
 
 PING_SECONDS = 5.0
 SHARE_ABOVE = 500
@@ -109,7 +111,7 @@ class Holder:
             return True
         if self.setup is None:
             # Only behind the claim: another holder may have set everything up while we waited for it.
-            self.setup = read_setup(self._reader, self._topics) or self._set_up()
+            self.setup = read_setup(self._reader, self._topics) or self._set_up(self._reader)
             return True
         return self._hold(self.setup)
 
@@ -144,9 +146,13 @@ class Holder:
 
     # -------------------------------------------------------------------------------------------------- setting up
 
-    def _set_up(self) -> Setup:
+    def _set_up(self, reader: LogReader) -> Setup:
         """Register the tables, make the stream begin, publish its snapshot, and last of all the setup itself: it is
-        what all others wait for, so what comes before it may be done again."""
+        what all others wait for, so what comes before it may be done again.
+
+        Whoever stalls may have lost the source's claim, and his slot, without knowing. So there is one in the log
+        too, made before anything is prepared: a setup counts only if no other claim is between it and its own.
+        """
         assert self._writer is not None
         there: list[TableId] = []
 
@@ -168,6 +174,10 @@ class Holder:
         self._log.create_topics([Topic(name, partitions) for name, partitions in topics.items()])
         schemas = self._register(wanted, shared)
 
+        claim = Claim(f"{socket.gethostname()}:{os.getpid()}", self._micros())
+        epoch = self._writer.put(self._topics.control, encode_control(claim))
+        if (there_already := read_setup(reader, self._topics)) is not None:
+            return there_already
         load = self._pipeline.mode != Mode.CHANGES
         prepared = self._source.prepare(wanted, hold=load)
         try:
@@ -193,10 +203,12 @@ class Holder:
             shared_topics=shared,
             at=self._micros(),
             tables=schemas,
+            epoch=epoch,
         )
-        # Whoever lost the claim meanwhile has had his slot dropped, and must not announce it.
         self._source.ping()
-        self._writer.put(self._topics.control, encode_control(setup), SETUP_KEY)
+        self._writer.put(self._topics.control, encode_control(setup))
+        if read_setup(reader, self._topics) != setup:
+            raise TransientError("another holder has begun to set the source up")
         return setup
 
     def _register(self, tables: list[Table], shared: int) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class Topics:
             Topic(self.frontier.topic),
             Topic(self.chunks.topic),
             Topic(self.tables.topic, compacted=True),
-            Topic(self.control.topic, compacted=True),
+            Topic(self.control.topic),
             Topic(self.work, WORK_PARTITIONS),
         ]
 

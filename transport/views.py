@@ -17,8 +17,6 @@ from schemas.table import Table, TableId
 from transport.log import LogReader, Partition
 from transport.topics import Topics
 
-SETUP_KEY = b"setup"
-
 
 class ValidFrontier(NamedTuple):
     """A frontier that counts, and the offset it stands at."""
@@ -195,11 +193,14 @@ class Chunks:
 
 
 def read_setup(reader: LogReader, topics: Topics) -> Setup | None:
-    """Return the pipeline's setup; None before there is one."""
-    setup, at = None, 0
+    """Return the pipeline's setup: the first that was written before anybody else claimed; None before there is one."""
+    epoch, at = -1, 0
     while records := reader.records(topics.control, at):
-        for record in records:
-            at = record.offset + 1
-            if record.key == SETUP_KEY and record.value is not None:
-                setup = decode_control(record.value)
-    return setup
+        for offset, _, value in records:
+            at = offset + 1
+            entry = decode_control(value) if value is not None else None
+            if isinstance(entry, Claim):
+                epoch = offset
+            elif isinstance(entry, Setup) and entry.epoch == epoch:
+                return entry
+    return None

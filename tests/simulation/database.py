@@ -84,6 +84,7 @@ class Database:
         self.filenodes: dict[str, list[tuple[int, int]]] = {t: [(0, 1)] for t in self.tables}  # since which transaction
         self.exports = 0
         self.slots = 0
+        self.settled = False
 
     # ------------------------------------------------------------------ what the application does
 
@@ -113,7 +114,14 @@ class Database:
                 self._commit(xid)
             return
         self.invisible.add(xid)
-        self._change(xid, r.choice(self.tables), r.randrange(KEYS))
+        table = r.choice(self.tables)
+        if r.random() > 0.1 or not self._swap(xid, table):
+            self._change(xid, table, r.randrange(KEYS))
+
+    def go_on(self) -> None:
+        """Let the application work while somebody's call is under way."""
+        while not self.settled and self.rng.random() < 0.2:
+            self.work()
 
     def settle(self) -> None:
         """End the application: every transaction commits, everything is flushed and visible."""
@@ -122,6 +130,7 @@ class Database:
         self.invisible.clear()
         self.locks.clear()
         self.flushed = len(self.log)
+        self.settled = True
 
     def crash(self) -> None:
         """Lose what was not flushed, every connection and every snapshot; its transaction ids are given out again."""
@@ -171,8 +180,6 @@ class Database:
         mine = self._latest(table, xid)
         row, changes = mine.get(key), self.running[xid]
         self.locks[table, key] = xid
-        full = shape.identity is Identity.FULL
-        before = row.value if row is not None and full else None
         if row is None:
             # Few values where there is no key, so that there are equal rows.
             value = (f"a{r.randrange(3)}", "b") if not shape.keyed else (f"a{r.randrange(99)}", f"b{r.randrange(99)}")
@@ -182,20 +189,42 @@ class Database:
             return  # the source refuses updates and deletes of a table whose publication has them; so ours has none
         elif r.random() < 0.3:
             row.dead = xid
+            before = row.value if shape.identity is Identity.FULL else None
             changes.append(Change(table, "d", key, None, None, before))
         else:
-            new = key
-            if shape.keyed and r.random() < 0.2:
-                free = [k for k in range(KEYS) if k not in mine and self.locks.get((table, k), xid) == xid]
-                if free:
-                    new = r.choice(free)
-                    self.locks[table, new] = xid
-            keeps = r.random() < 0.5
-            value = (f"a{r.randrange(99 if shape.keyed else 3)}", row.value[1] if keeps else f"b{r.randrange(99)}")
-            row.dead = xid
-            self._put(table, new, value, xid)
-            sent = (value[0], None if keeps and not full else value[1])
-            changes.append(Change(table, "u", new, key if new != key else None, sent, before))
+            free = self._free(xid, table) if shape.keyed and r.random() < 0.2 else []
+            self._update(xid, shape, row, r.choice(free) if free else key)
+
+    def _swap(self, xid: int, table: str) -> bool:
+        """Let two rows exchange their keys, by way of one that is free, as a constraint that is checked at once wants
+        it; return whether there were such rows."""
+        shape = self.shape[table]
+        if not shape.keyed:
+            return False
+        free = self._free(xid, table)
+        mine = [key for key in sorted(self._latest(table, xid)) if self.locks.get((table, key), xid) == xid]
+        if not free or len(mine) < 2:
+            return False
+        spare, (one, other) = self.rng.choice(free), self.rng.sample(mine, 2)
+        for old, new in ((one, spare), (other, one), (spare, other)):
+            self._update(xid, shape, self._latest(table, xid)[old], new)
+        return True
+
+    def _free(self, xid: int, table: str) -> list[int]:
+        """The keys that a transaction may give to a row."""
+        used = self._latest(table, xid)
+        return [key for key in range(KEYS) if key not in used and self.locks.get((table, key), xid) == xid]
+
+    def _update(self, xid: int, shape: Shape, row: Version, new: int) -> None:
+        r, table, full = self.rng, shape.name, shape.identity is Identity.FULL
+        self.locks[table, row.key] = self.locks[table, new] = xid
+        keeps = r.random() < 0.5
+        value = (f"a{r.randrange(99 if shape.keyed else 3)}", row.value[1] if keeps else f"b{r.randrange(99)}")
+        row.dead = xid
+        self._put(table, new, value, xid)
+        sent = (value[0], None if keeps and not full else value[1])
+        old_key = row.key if new != row.key else None
+        self.running[xid].append(Change(table, "u", new, old_key, sent, row.value if full else None))
 
     def _latest(self, table: str, xid: int | None = None) -> dict[int, Version]:
         """The rows that a writer may see: committed, or its own."""

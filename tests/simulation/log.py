@@ -1,14 +1,29 @@
-"""The log in memory, with faults at every call, as one process sees it."""
+"""The log in memory, with faults at every call, as one process sees it.
+
+Of what Kafka does there is: a member that stalls for too long is put out of its group and comes back as the last one,
+and who is put out learns it late. Of a disk budget: blocks are refused until there is room again.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from schemas.errors import IntegrityError, LogUnavailable
 from tests.simulation.faults import Faults, Process, T
 from transport.log import WORK_PARTITIONS, Block, LogReader, LogWriter, Partition, Range, Record, Topic, Usage
 from transport.memory import MemoryLog
+
+LATE = 0.2
+"""How often a member still hears of the share that it had."""
+
+
+class Call(Protocol):
+    """A call outwards: what it is, for people, and its effect."""
+
+    def __call__(self, what: str, effect: Callable[[], T]) -> T: ...
 
 
 class SimulatedLog:
@@ -16,8 +31,8 @@ class SimulatedLog:
 
     shared_topics: int | None = None
 
-    def __init__(self, log: MemoryLog, process: Process, faults: Faults, members: Members) -> None:
-        self._log, self._process, self._faults, self._members = log, process, faults, members
+    def __init__(self, log: MemoryLog, process: Process, faults: Faults, shared: Shared) -> None:
+        self._log, self._process, self._faults, self._shared = log, process, faults, shared
 
     def _call(self, what: str, effect: Callable[[], T]) -> T:
         return self._faults.call(self._process, what, effect, LogUnavailable)
@@ -38,7 +53,7 @@ class SimulatedLog:
         self._call(f"trim {partition.topic}", lambda: self._log.trim(partition, offset))
 
     def identity(self) -> str:
-        return self._log.identity()
+        return self._call("ask who the log is", self._log.identity)
 
     def usage(self) -> Usage:
         return self._log.usage()
@@ -46,21 +61,21 @@ class SimulatedLog:
     @contextmanager
     def writer(self, purpose: str) -> Iterator[LogWriter]:
         with self._log.writer(purpose) as writer:
-            yield _Writer(writer, self._call)
+            yield self._call("open a writer", lambda: _Writer(writer, self._shared, self._call))
 
     @contextmanager
     def reader(self) -> Iterator[LogReader]:
         with self._log.reader() as reader:
-            yield _Reader(reader, self._call)
+            yield self._call("open a reader", lambda: _Reader(reader, self._call))
 
     @contextmanager
     def membership(self, group: str) -> Iterator[_Membership]:
-        member = _Membership(self._members, group, self._process)
-        self._members.join(member)
+        member = _Membership(self._shared, group, self._process, self._call)
+        self._call(f"join {group}", lambda: self._shared.join(member))
         try:
             yield member
         finally:
-            self._members.leave(member)
+            self._shared.leave(member)
 
     def problems(self) -> list[tuple[str, str]]:
         return []
@@ -70,11 +85,16 @@ class SimulatedLog:
 
 
 class _Writer:
-    def __init__(self, writer: LogWriter, call: Callable[[str, Callable[[], object]], object]) -> None:
-        self._writer, self._call, self._dead = writer, call, False
+    def __init__(self, writer: LogWriter, shared: Shared, call: Call) -> None:
+        self._writer, self._shared, self._call, self._dead = writer, shared, call, False
 
     def append(self, partition: Partition, block: Block) -> None:
-        self._do(f"append {block.count} to {partition.topic}", lambda: self._writer.append(partition, block))
+        def take() -> None:
+            if self._shared.full:
+                raise LogUnavailable("the log has taken all that it may take")
+            self._writer.append(partition, block)
+
+        self._do(f"append {block.count} to {partition.topic}", take)
 
     def flush(self) -> dict[Partition, Range]:
         return self._do("flush", self._writer.flush)
@@ -91,18 +111,18 @@ class _Writer:
         if self._dead:
             raise IntegrityError("this writer has failed before and must not be used again")
         try:
-            return self._call(what, effect)  # type: ignore[return-value]
+            return self._call(what, effect)
         except BaseException:
             self._dead = True
             raise
 
 
 class _Reader:
-    def __init__(self, reader: LogReader, call: Callable[[str, Callable[[], object]], object]) -> None:
+    def __init__(self, reader: LogReader, call: Call) -> None:
         self._reader, self._call = reader, call
 
     def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
-        return self._call(  # type: ignore[return-value]
+        return self._call(
             f"look at {partition.topic} from {start}", lambda: self._reader.records(partition, start, limit)
         )
 
@@ -111,41 +131,52 @@ class _Reader:
         return True
 
     def read(self, partition: Partition, wanted: Range) -> Iterator[Block]:
-        blocks: list[Block] = self._call(  # type: ignore[assignment]
-            f"read {partition.topic} {wanted.start}..{wanted.end}",
-            lambda: list(self._reader.read(partition, wanted)),
+        return iter(
+            self._call(
+                f"read {partition.topic} {wanted.start}..{wanted.end}",
+                lambda: list(self._reader.read(partition, wanted)),
+            )
         )
-        return iter(blocks)
 
 
-class Members:
-    """Who is in which group of workers."""
+class Shared:
+    """What all processes share of the log beside its records: its room, and who is in which group of workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.full = False
         self._groups: dict[str, list[_Membership]] = {}
 
     def join(self, member: _Membership) -> None:
         self._groups.setdefault(member.group, []).append(member)
 
     def leave(self, member: _Membership) -> None:
-        if member in (members := self._groups[member.group]):
+        if member in (members := self._groups.get(member.group, [])):
             members.remove(member)
 
-    def forget(self, process: Process) -> None:
-        """Take a process that died out of its groups."""
+    def put_out(self, process: Process) -> None:
+        """Take a process that died, or did not answer for too long, out of its groups."""
         for group, members in self._groups.items():
             self._groups[group] = [member for member in members if member.process is not process]
 
     def share(self, member: _Membership) -> frozenset[int]:
         members = self._groups[member.group]
         if member not in members:
-            return frozenset()
+            members.append(member)
         return frozenset(range(members.index(member), WORK_PARTITIONS, len(members)))
 
 
 class _Membership:
-    def __init__(self, members: Members, group: str, process: Process) -> None:
-        self._members, self.group, self.process = members, group, process
+    """One member, who may be told of a change late."""
+
+    def __init__(self, shared: Shared, group: str, process: Process, call: Call) -> None:
+        self._shared, self.group, self.process, self._call = shared, group, process, call
+        self._told: frozenset[int] = frozenset()
 
     def poll(self) -> frozenset[int]:
-        return self._members.share(self)
+        def ask() -> frozenset[int]:
+            if self._shared.rng.random() >= LATE:
+                self._told = self._shared.share(self)
+            return self._told
+
+        return self._call(f"ask for the share of {self.group}", ask)

@@ -80,6 +80,7 @@ class Connection:
         """Let the server do something: with faults, and only as long as the connection lives."""
 
         def checked() -> T:
+            self.database.go_on()
             if self._session is None or not self._session.alive:
                 raise SourceUnavailable(f"the connection was lost: {what}")
             return effect()

@@ -71,6 +71,7 @@ class TargetDatabase:
         self.locks: dict[Place, SimulatedTarget] = {}
         self.sessions: list[Session] = []
         self.backups: list[Stored] = []
+        self.away = False
 
     def restore(self, backup: Stored) -> None:
         """Go back to an earlier state; every connection is lost."""
@@ -120,7 +121,7 @@ class SimulatedTarget:
 
     def _call(self, what: str, effect: Callable[[], T]) -> T:
         def checked() -> T:
-            if self._session is None or not self._session.alive:
+            if self._session is None or not self._session.alive or self.database.away:
                 raise TargetUnavailable(f"the connection was lost: {what}")
             return effect()
 

@@ -7,7 +7,7 @@ inside that call: so steps interleave at every call, though all of it is one thr
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,9 @@ from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
 from tests.simulation.database import Database, Shape
 from tests.simulation.faults import Faults, Killed, Process
-from tests.simulation.log import Members, SimulatedLog
+from tests.simulation.log import Shared, SimulatedLog
 from tests.simulation.source import (
+    SCHEMA,
     SimulatedReader,
     SimulatedSnapshotSource,
     SimulatedSource,
@@ -82,6 +83,7 @@ class World:
         self.faults = Faults(seed, choose.choice([0.0, 0.005, 0.01, 0.03]), history.only, self.stall)
         self.faults.trace = trace
         self.clock = 1_000.0
+        self.wall = 0.0  # what the clock on the wall shows beyond that
         self.turn = 0
         self.depth = 0
         self.ending = False
@@ -97,20 +99,23 @@ class World:
 
         self.log = MemoryLog("p", eager=choose.random() < 0.5)
         self.topics = Topics("p")
-        self.members = Members()
-        self.targets = [
-            TargetDatabase(name, self.committed) for name in (["t1", "t2"] if choose.random() < 0.3 else ["t1"])
-        ]
-        kinds: dict[str, Callable[[Process], Any]] = {"capture": self.make_capture, "holder": self.make_holder}
+        self.shared = Shared(random.Random(seed * 3 + 11))
+        self.kinds: dict[str, Callable[[Process], Any]] = {"capture": self.make_capture, "holder": self.make_holder}
         for number in range(choose.randint(1, 2)):
-            kinds[f"snapshot-{number}"] = partial(self.make_worker, number=number)
-        for target in self.targets:
-            for number in range(choose.randint(1, 2)):
-                kinds[f"{target.name}-{number}"] = partial(self.make_apply, target=target)
-        self.kinds = kinds
-        self.processes: dict[str, list[Process]] = {kind: [] for kind in kinds}
+            self.kinds[f"snapshot-{number}"] = partial(self.make_worker, number=number)
+        self.processes: dict[str, list[Process]] = defaultdict(list)
         self.finished: set[str] = set()
         self.started: Counter[str] = Counter()
+        self.later: list[tuple[int, Callable[[], object]]] = []  # what happens by itself, and at which turn
+
+        self.targets: list[TargetDatabase] = []
+        self.chosen: dict[str, frozenset[str]] = {}  # a target's tables
+        everything = frozenset(shape.name for shape in shapes)
+        self.add_target("t1", everything, choose.randint(1, 2))
+        if choose.random() < 0.3:
+            some = choose.choice([everything, everything, frozenset("a"), frozenset("b")])
+            add = partial(self.add_target, "t2", some, choose.randint(1, 2))
+            self.later.append((choose.choice([0, choose.randint(0, self.turns)]), add))
 
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
@@ -121,10 +126,21 @@ class World:
     # ------------------------------------------------------------------------------------------------ services
 
     def make_log(self, process: Process) -> SimulatedLog:
-        return SimulatedLog(self.log, process, self.faults, self.members)
+        return SimulatedLog(self.log, process, self.faults, self.shared)
+
+    def add_target(self, name: str, tables: frozenset[str], workers: int) -> None:
+        """Write one more target into the pipeline file, and start its workers."""
+        target = TargetDatabase(name, self.committed)
+        self.targets.append(target)
+        self.chosen[name] = tables
+        for number in range(workers):
+            self.kinds[f"{name}-{number}"] = partial(self.make_apply, target=target)
+
+    def monotonic(self) -> float:
+        return self.clock
 
     def now(self) -> float:
-        return self.clock
+        return self.clock + self.wall
 
     def make_capture(self, process: Process) -> CaptureService | None:
         try:
@@ -135,7 +151,7 @@ class World:
 
     def make_holder(self, process: Process) -> Holder:
         source = SimulatedSnapshotSource(self.database, process, self.faults, lambda: self.catalogue)
-        return Holder(PIPELINE, self.make_log(process), source, clock=self.now, now=self.now, sleep=self.sleep)
+        return Holder(PIPELINE, self.make_log(process), source, clock=self.monotonic, now=self.now, sleep=self.sleep)
 
     def make_worker(self, process: Process, number: int) -> SnapshotWorker:
         return SnapshotWorker(
@@ -143,7 +159,7 @@ class World:
             self.topics,
             lambda: SimulatedReader(self.database, process, self.faults, self.chunks),
             number,
-            clock=self.now,
+            clock=self.monotonic,
             now=self.now,
             sleep=self.sleep,
         )
@@ -154,7 +170,8 @@ class World:
             self.make_log(process),
             SimulatedTarget(target, process, self.faults),
             name=target.name,
-            clock=self.now,
+            tables=tuple(f"{SCHEMA}.{table}" for table in sorted(self.chosen[target.name])),
+            clock=self.monotonic,
             limits=LIMITS,
         )
 
@@ -177,6 +194,7 @@ class World:
         for processes in self.processes.values():
             for process in processes[:-1]:
                 self.kill(process)
+        self.later = [(self.turn, what) for _, what in self.later]
         self.database.settle()
         for turn in range(TURNS_TO_END):
             self.take_turn()
@@ -191,6 +209,9 @@ class World:
         r = self.rng
         self.turn += 1
         self.clock += r.random() * 0.2
+        for due in [entry for entry in self.later if entry[0] <= self.turn]:
+            self.later.remove(due)
+            due[1]()
         if not self.ending:
             if r.random() < 0.5:
                 self.database.work()
@@ -256,16 +277,21 @@ class World:
     def kill(self, process: Process) -> None:
         """Kill a process; if it is stalled, it will find out when it goes on."""
         process.die()
-        self.members.forget(process)
+        self.shared.put_out(process)
         if not process.busy:
             self.bury(process)
 
     def bury(self, process: Process) -> None:
         process.die()
         process.loop = None
-        self.members.forget(process)
+        self.shared.put_out(process)
         if process in self.processes[process.kind]:
             self.processes[process.kind].remove(process)
+
+    def cut_off(self, process: Process) -> None:
+        """Let databases and log take a process for dead that is not."""
+        process.cut()
+        self.shared.put_out(process)
 
     def stall(self, process: Process, x: float) -> None:
         """Let others take turns while `process` is in the midst of a call."""
@@ -275,7 +301,7 @@ class World:
         turns, doubled, cut = int(x * 20) + 1, x * 20 % 1 < 0.3, x * 80 % 1 < 0.3
         try:
             if cut:
-                process.cut()  # its servers have waited long enough
+                self.cut_off(process)  # it has not answered for too long
             if doubled and len(self.processes[process.kind]) < 3:
                 self.begin(process.kind)
             for _ in range(turns * (2 if doubled else 1)):
@@ -333,7 +359,7 @@ class World:
         process = self._some(y)
         if process is None:
             return ""
-        process.cut()
+        self.cut_off(process)
         return f"{process.name} loses its connections"
 
     def source_crashes(self, y: float) -> str:
@@ -360,10 +386,30 @@ class World:
         target.restore(target.backups[int(y * 7 % 1 * len(target.backups))] if target.backups else Stored())
         return f"{target.name} is restored"
 
-    def target_restarts(self, y: float) -> str:
+    def target_is_away(self, y: float) -> str:
         target = self.targets[int(y * len(self.targets))]
+
+        def come_back() -> None:
+            target.away = False
+
         target.cut()
-        return f"{target.name} restarts"
+        target.away = True
+        turns = int(y * 400 % 40)
+        self.later.append((self.turn + turns, come_back))
+        return f"{target.name} is away for {turns} turns"
+
+    def log_is_full(self, y: float) -> str:
+        def have_room() -> None:
+            self.shared.full = False
+
+        self.shared.full = True
+        turns = int(y * 40)
+        self.later.append((self.turn + turns, have_room))
+        return f"the log is full for {turns} turns"
+
+    def clock_is_set(self, y: float) -> str:
+        self.wall = (y - 0.5) * 1_000
+        return f"the clock is set by {self.wall:.0f} seconds"
 
     # ------------------------------------------------------------------------------------------------ the judge
 
@@ -444,8 +490,10 @@ class World:
     def at_rest(self) -> bool:
         """Whether every table of every target is live, and past the last change."""
         last = max((n for n, (_, changes) in enumerate(self.database.log, 1) if changes), default=0)
+        if self.later:
+            return False
         for target in self.targets:
-            if not target.stored.tables:
+            if {table.name for table in target.stored.tables} != self.chosen[target.name]:
                 return False
             for held in target.stored.tables.values():
                 progress = held.progress
@@ -487,7 +535,9 @@ TROUBLES = (
     World.table_is_rewritten,
     World.target_is_saved,
     World.target_is_restored,
-    World.target_restarts,
+    World.target_is_away,
+    World.log_is_full,
+    World.clock_is_set,
 )
 
 
@@ -509,7 +559,7 @@ class SimulatedCapture(CaptureService):
             self._topics,
             source,
             setup,
-            clock=world.now,
+            clock=world.monotonic,
             now=world.now,
             holder=self._process.name,
         )

@@ -28,7 +28,7 @@ from schemas.types import Kind
 from transport.log import Block, Log, Partition, Range, Topic
 from transport.memory import MemoryLog
 from transport.topics import Topics
-from transport.views import SETUP_KEY, Registered, Tables
+from transport.views import Registered, Tables
 
 BEGINNING = 100
 Row = tuple[str | None, ...]
@@ -137,7 +137,7 @@ class Source:
             shared_topics=self.shared,
             tables=tuple(version.schema_id for version in self.registered.values()),
         )
-        self.control.put(self.topics.control, encode_control(setup), SETUP_KEY)
+        self.control.put(self.topics.control, encode_control(setup))
 
     # ------------------------------------------------------------------------------------------------ changes
 

@@ -24,7 +24,6 @@ from schemas.types import Kind
 from transport.log import LogReader, Partition
 from transport.memory import MemoryLog
 from transport.topics import Topics
-from transport.views import SETUP_KEY
 
 TOPICS = Topics("shop")
 SETUP = Setup("1", "penstock_shop", ("penstock_shop",), 100, 1, 1, (), "{}", "changes", 0)
@@ -102,7 +101,7 @@ def test_nothing_is_claimed_before_there_is_a_setup(log: MemoryLog, idle: str) -
         assert service.metrics() == {}
         assert log.offsets(TOPICS.frontier).end == 0
         with log.writer("control") as writer:
-            writer.put(TOPICS.control, encode_control(SETUP), SETUP_KEY)
+            writer.put(TOPICS.control, encode_control(SETUP))
         while service.step():
             pass
         assert log.offsets(TOPICS.frontier).end == 1

@@ -75,6 +75,28 @@ def test_the_setup_is_not_written_when_the_claim_was_lost_on_the_way(world: Worl
     assert world.setup() is None
 
 
+def test_who_stalls_before_writing_the_setup_does_not_replace_that_of_the_next_holder(world: World) -> None:
+    """Found by the simulation: the first one's slot was dropped, and its position is not where the stream begins."""
+    second = world.new_holder()
+
+    def loses_claim_after(call: str) -> None:
+        if call == "ping":
+            world.db.failing = lambda call: None
+            world.db.claimed = None
+            while second.setup is None:
+                assert second.step()
+            world.db.claimed = None
+
+    world.db.failing = loses_claim_after
+    with pytest.raises(TransientError):
+        world.start()
+    assert second.setup is not None
+    world.holder.close()
+    assert world.setup() == second.setup
+    assert second.setup.position == world.db.slot
+    assert world.db.alive == {world.chunks().snapshots[number].name for number in second.held}
+
+
 @pytest.mark.parametrize("altered", ["another column", "dropped"])
 def test_a_table_that_is_altered_while_the_slot_is_made_lets_the_holder_begin_again(world: World, altered: str) -> None:
     """What the rows that are there got in a new column would be in neither load nor stream."""
