@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from control.wiring import opened_log
+from control.wiring import A_LOOK, opened_log
 from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Objects, Table
+from transport.topics import Topics
 
 
 class Finding(NamedTuple):
@@ -67,7 +68,8 @@ def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
 
 def _log(pipeline: Pipeline) -> Iterator[Finding]:
     try:
-        with opened_log(pipeline) as log:
+        with opened_log(pipeline, patience=A_LOOK) as log:
+            log.topics(Topics(pipeline.pipeline).prefix)  # fails if there is no answer
             for problem, remedy in log.problems():
                 yield Finding("log", problem, remedy, False)
     except ReplicationError as error:

@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-File = Annotated[Path, typer.Argument(metavar="PIPELINE.YAML", help="The pipeline file.", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The pipeline file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, one object a line, for programs.")]
 MetricsPort = Annotated[
     int | None,
@@ -88,10 +88,10 @@ def run(
         typer.Option("--metrics-port", help="First port for metrics; each service takes the next.", show_default=False),
     ] = None,
 ) -> None:
-    """Run everything: capture, load and apply, as processes that are watched over.
+    """Run capture, load and apply, and watch over them.
 
-    Goes on where the run before was, however that ended. Ends by itself with `mode: load` and with
-    --until-caught-up; else Ctrl-C or SIGTERM stop it within seconds.
+    Each is a process of its own, started again if it dies. Goes on where the run before was, however that ended.
+    Ends by itself with `mode: load` and with --until-caught-up; else Ctrl-C or SIGTERM stop it within seconds.
 
     \b
     Examples:  penstock run pipeline.yaml
@@ -107,9 +107,9 @@ def run(
 @app.command()
 @_told
 def capture(file: File, metrics_port: MetricsPort = None) -> None:
-    """Capture the source's changes into the log, until stopped.
+    """Capture the source's changes into the log.
 
-    The first start prepares the source: publications, slot and snapshot.
+    Runs until stopped. The first start prepares the source: publications, slot and snapshot.
 
     \b
     Example:  penstock capture pipeline.yaml --metrics-port 9187
@@ -132,9 +132,9 @@ def snapshot(
     ] = None,
     metrics_port: MetricsPort = None,
 ) -> None:
-    """Load: read tables into the log in chunks, and end when all are read.
+    """Load: read tables into the log, chunk by chunk.
 
-    Any number of these may run, on any machines.
+    Ends when all are read. Any number of these may run, on any machines.
 
     \b
     Example:  penstock snapshot pipeline.yaml --workers 4
@@ -152,9 +152,9 @@ def apply(
     workers: Annotated[int | None, typer.Option(min=1, max=64, help="Processes a target.", show_default=False)] = None,
     metrics_port: MetricsPort = None,
 ) -> None:
-    """Apply the log to the targets, until stopped.
+    """Apply the log to the targets.
 
-    Any number of these may run, on any machines: they share the tables.
+    Runs until stopped. Any number of these may run, on any machines: they share the tables.
 
     \b
     Example:  penstock apply pipeline.yaml --target reports --workers 2
@@ -167,7 +167,7 @@ def apply(
 @app.command()
 @_told
 def check(file: File, as_json: AsJson = False) -> None:
-    """Look, before anything starts, whether source, log and targets have what the pipeline needs.
+    """Look whether source, log and targets are ready.
 
     Changes nothing. Each finding comes with its remedy. Exit code 4 if something has to be mended.
 
@@ -188,7 +188,11 @@ def check(file: File, as_json: AsJson = False) -> None:
     blocking = sum(finding.blocking for finding in findings)
     if not as_json:
         warnings = len(findings) - blocking
-        print(f"{blocking} to be mended, {warnings} warnings" if findings else "everything is ready")
+        known = f"{warnings} warning{'s' if warnings != 1 else ''}"
+        if blocking:
+            print(f"{blocking} to be mended" + (f", {known}" if warnings else ""))
+        else:
+            print("everything is ready" + (f", with {known}" if warnings else ""))
     raise typer.Exit(Exit.DIFFERENT if blocking else Exit.DONE)
 
 
@@ -199,7 +203,9 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show, per target and table: state, rows loaded, changes applied, and the lag and where it sits.
+    """Show where each table of each target stands.
+
+    State, rows loaded of those estimated, changes applied, and the lag and where it sits.
 
     \b
     Examples:  penstock status pipeline.yaml --watch
@@ -207,10 +213,10 @@ def status(
     """
     from control.status import Collector
     from control.watch import display_for, render
-    from control.wiring import opened_log
+    from control.wiring import A_LOOK, opened_log
 
     pipeline = _load(file)
-    with opened_log(pipeline) as log, Collector(pipeline, log) as collector:
+    with opened_log(pipeline, patience=A_LOOK) as log, Collector(pipeline, log) as collector:
         if not watch:
             found = collector.collect()
             if as_json:
@@ -244,17 +250,19 @@ def log(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the log readable: its topics with their offsets, or the records of one with their values.
+    """Make the log readable.
+
+    Without a topic its topics with their offsets, else the records of the topic with their values.
 
     \b
     Examples:  penstock log pipeline.yaml
                penstock log pipeline.yaml changes.public.orders --from -10 --follow
     """
     from control.logview import records_of, topics_of
-    from control.wiring import opened_log
+    from control.wiring import A_LOOK, opened_log
 
     pipeline = _load(file)
-    with opened_log(pipeline) as opened:
+    with opened_log(pipeline, patience=A_LOOK) as opened:
         lines = (
             topics_of(opened, pipeline.pipeline)
             if topic is None
@@ -269,9 +277,10 @@ def log(
 def drop(
     file: File, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False, as_json: AsJson = False
 ) -> None:
-    """Remove all that is ours: slot, publications, topics, progress in every target, and the state folder.
+    """Remove all that is ours from everywhere.
 
-    The replicated tables and their rows stay. What can't be reached is named, and the exit code is then 3.
+    Slot, publications, topics, progress in every target, and the state folder. The replicated tables and their rows
+    stay. What can't be reached is named, and the exit code is then 3.
 
     \b
     Example:  penstock drop pipeline.yaml --yes
@@ -290,6 +299,8 @@ def drop(
             print(json.dumps(done._asdict()))
         else:
             print(f"{done.what}: {done.problem or done.result}")
+    if failed and not as_json:
+        print("what is left is removed by another `penstock drop`, when it can be reached")
     raise typer.Exit(Exit.OPERATOR if failed else Exit.DONE)
 
 

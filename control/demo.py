@@ -121,6 +121,7 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
     from control.status import Collector, caught_up
     from control.watch import note_goal
     from control.wiring import opened_log
+    from schemas.errors import TransientError
     from schemas.pipeline import load_pipeline
     from schemas.states import TableState
 
@@ -129,7 +130,11 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
 
         def wait_for(what: str, reached: Callable[[], bool]) -> None:
             deadline = time.monotonic() + _DEADLINE
-            while not (collector.ready() and reached()):
+            while True:
+                # What passes, such as a topic that was just made and has no leader yet, is for the next look.
+                with contextlib.suppress(TransientError):
+                    if collector.ready() and reached():
+                        return
                 if run.poll() is not None:
                     raise ServerUnavailable(f"`penstock run` ended with {run.returncode}")
                 if time.monotonic() > deadline:

@@ -121,8 +121,8 @@ class Backoff:
         return pause * random.uniform(0.75, 1.25)
 
 
-_NEWS_SECONDS = 3.0
-"""After so long of failing attempts people are told."""
+_NEWS_SECONDS, _REMINDER_SECONDS = 3.0, 60.0
+"""After so long of failing attempts people are told, and told again."""
 
 SHORTEST_WAIT, LONGEST_WAIT = 0.01, 0.5
 """How long a loop may wait at once: short after work was done, because more is likely and a pipeline's start must not
@@ -147,6 +147,7 @@ def serve(
     """
     health, backoff = health or Health(), backoff or Backoff()
     failing_since = now()
+    told, told_at = "", 0.0
     while not stop:
         began = now()
         try:
@@ -163,9 +164,13 @@ def serve(
             health.retries[kind] = health.retries.get(kind, 0) + 1
             pause = backoff.next(now() - began)
             # A conflict is the normal way in which two owners sort themselves out; a hiccup is no news.
-            failing_since = began if backoff.failures == 1 else failing_since
-            tell = log.warning if now() - failing_since > _NEWS_SECONDS else log.info
-            tell("will try again", error=str(error), kind=kind, seconds=round(pause, 2))
+            if backoff.failures == 1:
+                failing_since, told = began, ""
+            is_news = str(error) != told or now() - told_at > _REMINDER_SECONDS
+            tell = log.info
+            if is_news and now() - failing_since > _NEWS_SECONDS:
+                tell, told, told_at = log.warning, str(error), now()
+            tell("will try again", error=str(error), remedy=error.remedy, kind=kind, seconds=round(pause, 2))
             stop.wait(pause)
         except OperatorError as error:
             # Whoever started this process tells people, once for all workers that stopped for the same reason.

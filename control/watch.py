@@ -191,19 +191,25 @@ class _Rates:
 
 
 class PlainDisplay:
-    """Lines for files and pipes: after a second, and then less and less often."""
+    """Lines for files and pipes, of what is new: after a second, and then less and less often."""
 
     def __init__(self, longest: float) -> None:
         self.every, self._longest = 1.0, longest
         self._rates = _Rates()
+        self._shown: dict[str, str] = {}
 
     def show(self, status: PipelineStatus) -> None:
         self.every = min(self.every * 1.5, self._longest)
         if not status.set_up:
-            print(f"{status.pipeline}: not set up yet", flush=True)
+            self._print(status.pipeline, f"{status.pipeline}: not set up yet")
         for target in status.targets:
             loaded = sum(row.rows_loaded for row in target.tables)
-            print(line_of(target, self._rates.of(target.name, "", status.at, loaded)), flush=True)
+            self._print(target.name, line_of(target, self._rates.of(target.name, "", status.at, loaded)))
+
+    def _print(self, of: str, line: str) -> None:
+        if self._shown.get(of) != line:
+            self._shown[of] = line
+            print(line, flush=True)
 
     def say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -13,14 +14,17 @@ from schemas.pipeline import Pipeline
 from transport import open_log
 from transport.log import Log
 
+A_LOOK = 10.0
+"""Patience of commands that only look: somebody waits for the answer."""
+
 _FIRST_LOOK, _LONGEST_LOOK = 0.005, 0.2
 
 Make = Callable[[], AbstractContextManager[Loop]]
 
 
 @contextmanager
-def opened_log(pipeline: Pipeline) -> Iterator[Log]:
-    """Open the pipeline's log for the length of the block."""
+def opened_log(pipeline: Pipeline, *, patience: float = math.inf) -> Iterator[Log]:
+    """Open the pipeline's log for the length of the block; `patience` bounds the seconds that it has for an answer."""
     settings = pipeline.log
     log = open_log(
         settings.url,
@@ -29,7 +33,7 @@ def opened_log(pipeline: Pipeline) -> Iterator[Log]:
         settings=settings.plain_settings(),
         replication_factor=settings.replication_factor,
         budget_bytes=settings.budget,
-        deadline_s=settings.deadline,
+        deadline_s=min(settings.deadline, patience),
     )
     with contextlib.closing(log):
         yield log

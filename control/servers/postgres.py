@@ -47,7 +47,7 @@ class PostgresServer(ServerProcess):
         super().__init__(port=port, user=_UNPRIVILEGED if os.geteuid() == 0 else None)
         self.major = major
         try:
-            self.bin = _install(major) / "bin"
+            self.bin = install(major) / "bin"
         except BaseException:
             self.close()
             raise
@@ -136,7 +136,7 @@ class PostgresServer(ServerProcess):
         return template
 
 
-def _install(major: int) -> Path:
+def install(major: int) -> Path:
     """Return a PostgreSQL installation that the user who runs the server can read."""
     if major not in _INSTALLS:
         raise ServerUnavailable(f"there is no PostgreSQL {major} here, only {sorted(_INSTALLS)}")

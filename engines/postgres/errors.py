@@ -56,7 +56,7 @@ EXACT: dict[str, Meaning] = {
     "25P04": Meaning(Unavailable),
     "40002": Meaning(ConstraintViolated),
     "40003": Meaning(Unavailable),
-    "42501": Meaning(PermissionMissing, "grant what the message names, see the list of grants in the documentation"),
+    "42501": Meaning(PermissionMissing, "`penstock check` names every right that is missing, and its grant"),
     "42601": Meaning(OperatorError, quotes_values=True),
     "42P01": Meaning(SchemaUnsupported, TABLE_REMEDY),
     "42703": Meaning(SchemaUnsupported, TABLE_REMEDY),
@@ -141,6 +141,8 @@ REFUSED = re.compile(
     r"|is not permitted to log in|permission denied|must be superuser or replication role|certificate"
 )
 NO_DATABASE = re.compile(r"database \".*\" does not exist")
+WAL_LEVEL = re.compile(r"requires wal_level >= logical")
+UNREACHABLE = re.compile(r"connection refused|timed? ?out|resolve host|translate host name|unreachable|no route", re.I)
 NO_TLS = re.compile(r"does not support SSL|invalid sslmode|invalid .* value: ")
 
 RESTART_REMEDY = "the changes since then are lost: remove the pipeline's state and start it again with a new load"
@@ -176,6 +178,8 @@ def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
     if side == "source":
         if state == "55000" and (LOST_SLOT.search(text) or function in SLOT_FUNCTIONS):
             return Meaning(PositionLost, RESTART_REMEDY)
+        if state == "55000" and WAL_LEVEL.search(text):
+            return Meaning(PrerequisiteMissing, "alter system set wal_level = logical; then restart the server")
         if state == "58P01" and LOST_WAL.search(text):
             return Meaning(PositionLost, RESTART_REMEDY)
         if state == "42704" and (MISSING_SLOT.search(text) or function == "ReplicationSlotAcquire"):
@@ -203,6 +207,8 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
             return CLASSES["28"]
         if NO_TLS.search(text):
             return Meaning(ConfigInvalid, "correct sslmode and its companions in the URL")
+        if UNREACHABLE.search(text):
+            return Meaning(Unavailable, "start the server, or correct its host and port in the URL")
         return Meaning(Unavailable)
     if isinstance(exc, psycopg.InterfaceError) or type(exc) is psycopg.DatabaseError:
         # The latter is what the driver makes of a result that libpq made up itself, when the connection was lost
@@ -213,6 +219,9 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
     return Meaning(OperatorError, quotes_values=True)
 
 
+_LIBPQ_HINT = " Is the server running on that host and accepting TCP/IP connections?"
+
+
 def _message(exc: psycopg.Error, side: Side, doing: str, quotes_values: bool) -> str:
     diag = exc.diag
     if quotes_values:
@@ -221,6 +230,8 @@ def _message(exc: psycopg.Error, side: Side, doing: str, quotes_values: bool) ->
         text += _place(exc)
     else:
         text = " ".join((diag.message_primary or str(exc)).split())
+        # Of a refused connection libpq asks what our remedy says, and the driver repeats that it failed.
+        text = text.removeprefix("connection failed: ").removesuffix(_LIBPQ_HINT)
     state = f" (SQLSTATE {exc.sqlstate})" if exc.sqlstate else ""
     return f"{side}{': ' + doing if doing else ''}: {text}{state}"
 

@@ -98,7 +98,34 @@ def test_a_hiccup_is_no_warning_but_long_trouble_is() -> None:
     serve(making(*loops, Script()), stop=StopSignal(), log=log, backoff=quick(), now=lambda: float(next(times)))
     levels = [level for level, event, _ in log.lines if event == "will try again"]
     assert levels[0] == "info"
-    assert levels[-1] == "warning"
+    assert "warning" in levels
+
+
+def test_people_are_told_of_one_trouble_once_a_minute_and_of_another_at_once() -> None:
+    log = Log()
+    clock = [0.0]
+
+    def fail(after: float, why: str) -> Callable[[], bool]:
+        def step() -> bool:
+            clock[0] += after
+            raise SourceUnavailable(why, remedy="start it")
+
+        return step
+
+    troubles = [(1.0, "gone"), (4.0, "gone"), (5.0, "gone"), (5.0, "closed"), (5.0, "closed"), (70.0, "closed")]
+    loops = [Script(fail(after, why)) for after, why in troubles]
+    patient = Backoff(0.0, 0.0, healthy_after=1000.0)
+    serve(making(*loops, Script()), stop=StopSignal(), log=log, backoff=patient, now=lambda: clock[0])
+    told = [(level, fields["error"]) for level, event, fields in log.lines if event == "will try again"]
+    assert told == [
+        ("info", "gone"),
+        ("warning", "gone"),
+        ("info", "gone"),
+        ("warning", "closed"),
+        ("info", "closed"),
+        ("warning", "closed"),
+    ]
+    assert all(fields["remedy"] == "start it" for _, event, fields in log.lines if event == "will try again")
 
 
 def test_an_operator_error_ends_the_service_for_good() -> None:
