@@ -71,8 +71,8 @@ class SimulatedLog:
     @contextmanager
     def membership(self, group: str) -> Iterator[_Membership]:
         member = _Membership(self._shared, group, self._process, self._call)
-        self._call(f"join {group}", lambda: self._shared.join(member))
         try:
+            self._call(f"join {group}", lambda: self._shared.join(member))
             yield member
         finally:
             self._shared.leave(member)
