@@ -79,7 +79,8 @@ class Apply:
     """One apply worker of one target.
 
     Nothing is opened before the first `step`. After an exception it must be closed and made anew; what was done is
-    in the target.
+    in the target. One that does not follow only helps to load: whoever follows alone keeps all tables at one moment of
+    the source, not only those that are tied together.
     """
 
     def __init__(
@@ -90,17 +91,20 @@ class Apply:
         *,
         name: str,
         tables: tuple[str, ...] = (),
+        follows: bool = True,
         clock: Callable[[], float] = time.monotonic,
         limits: Limits | None = None,
     ) -> None:
         self._log, self._target, self._clock = log, target, clock
         self._topics = Topics(pipeline)
-        self._membership_name = f"{pipeline}.apply.{name}"
+        self._names = (
+            (f"{pipeline}.load.{name}", f"{pipeline}.apply.{name}") if follows else (f"{pipeline}.load.{name}",)
+        )
         self._patterns = tables
         self._limits = limits or Limits()
         self._stack = ExitStack()
         self._reader: LogReader | None = None
-        self._share: Membership | None = None
+        self._shares: list[Membership] = []  # of the chunks, and of the groups if it follows
         self._tasks = (self._follow_ahead, self._follow_behind, self._load_chunk, self._move_tables)
         self._turn = 0
         self.stats = Stats()
@@ -113,6 +117,7 @@ class Apply:
         self._schema_of: dict[int, Registered | None] = {}
         self._beginnings: dict[int, Beginning] = {}
 
+        self._chunk_share: frozenset[int] = frozenset()
         self._owned: frozenset[int] = frozenset()
         self._stored: dict[int, Progress] = {}
         self._known: dict[TableId, TableProgress] = {}
@@ -141,12 +146,12 @@ class Apply:
     @property
     def started(self) -> bool:
         """Whether the source is set up, and the target open."""
-        return self._share is not None
+        return bool(self._shares)
 
     def step(self) -> bool:
         """Do one bounded piece of work, and return whether there was any."""
         try:
-            if self._share is None:
+            if not self._shares:
                 return self._start()
             if self._take_share():
                 return True
@@ -159,7 +164,7 @@ class Apply:
         except WriteConflict:
             # Another owner went on: see how far, and go on from there, if it is still ours.
             self.stats.conflicts += 1
-            if self._share is None:
+            if not self._shares:
                 raise
             self._reload()
             return True
@@ -205,7 +210,7 @@ class Apply:
         self._target.open(self._log.identity())
         self._register(setup)
         self._setup = setup
-        self._share = self._stack.enter_context(self._log.membership(self._membership_name))
+        self._shares = [self._stack.enter_context(self._log.membership(name)) for name in self._names]
         return True
 
     def _register(self, setup: Setup) -> None:
@@ -223,15 +228,15 @@ class Apply:
         self._target.register(dict.fromkeys(groups.values(), beginning), rows, tables, objects)
 
     def _take_share(self) -> bool:
-        assert self._share is not None
         now = self._clock()
         if now - self._shared_at < self._limits.share_every:
             return False
         self._shared_at = now
-        owned = self._share.poll()
-        if owned == self._owned:
+        chunks, *groups = [share.poll() for share in self._shares]
+        owned = groups[0] if groups else frozenset()
+        if (chunks, owned) == (self._chunk_share, self._owned):
             return False
-        self._owned = owned
+        self._chunk_share, self._owned = chunks, owned
         self._reload()
         return True
 
@@ -243,6 +248,8 @@ class Apply:
             of_tables.clear()
         for table in self._target.tables().values():
             self._learn(table)
+        # What another worker has brought a table to may rest on snapshots that were not there when we looked last.
+        self._chunks.refresh()
         self._refreshed_at = self._clock()
         self._loaded.clear()
         self._todo.clear()
@@ -578,7 +585,7 @@ class Apply:
                 (table, progress.generation, number)
                 for number in sorted(chunks.manifests, reverse=True)
                 if number != HEAL
-                and chunk_share(table, number) in self._owned
+                and chunk_share(table, number) in self._chunk_share
                 and number not in self._loaded_of(progress)
             ]
         if late:

@@ -53,7 +53,9 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             services.append(_service(pipeline, f"snapshot-{n}", make, messages.put, next(ports), Vital.USEFUL))
     for target in pipeline.targets:
         for n in range(_workers(pipeline.workers.apply)):
-            make = partial(_apply_worker, name=target.name)
+            # Unless more are asked for, one alone follows the changes: then all tables are as of one moment.
+            follows = n == 0 or pipeline.workers.apply is not None
+            make = partial(_apply_worker, name=target.name, follows=follows)
             name = f"apply-{target.name}-{n}"
             services.append(_service(pipeline, name, make, messages.put, next(ports), Vital.USEFUL))
     with only_one(pipeline.state):
@@ -128,7 +130,7 @@ def run_apply(pipeline: Pipeline, *, names: list[str] | None, workers: int | Non
         _service(
             pipeline,
             f"apply-{target.name}-{n}-{os.getpid()}",
-            partial(_apply_worker, name=target.name),
+            partial(_apply_worker, name=target.name, follows=True),
             _to_stderr,
             next(ports),
             Vital.USEFUL,
@@ -161,8 +163,8 @@ def _snapshot_worker(pipeline: Pipeline, stop: StopSignal, *, number: int) -> wi
     return wiring.snapshot(pipeline, stop, number)
 
 
-def _apply_worker(pipeline: Pipeline, stop: StopSignal, *, name: str) -> wiring.Make:
-    return wiring.apply(pipeline, stop, name)
+def _apply_worker(pipeline: Pipeline, stop: StopSignal, *, name: str, follows: bool) -> wiring.Make:
+    return wiring.apply(pipeline, stop, name, follows=follows)
 
 
 def _service(

@@ -116,8 +116,8 @@ def snapshot(pipeline: Pipeline, stop: StopSignal, number: int) -> Make:
     return make
 
 
-def apply(pipeline: Pipeline, stop: StopSignal, name: str) -> Make:
-    """One apply worker of a target: the log into the target."""
+def apply(pipeline: Pipeline, stop: StopSignal, name: str, *, follows: bool) -> Make:
+    """One apply worker of a target: the log into the target; one that does not follow only loads."""
     from apply.loop import Apply
     from apply.target import find_target
 
@@ -127,7 +127,7 @@ def apply(pipeline: Pipeline, stop: StopSignal, name: str) -> Make:
     def make() -> Iterator[Loop]:
         with opened_log(pipeline) as log:
             target = find_target(settings, pipeline.pipeline)
-            loop = Apply(pipeline.pipeline, log, target, name=settings.name, tables=settings.tables)
+            loop = Apply(pipeline.pipeline, log, target, name=settings.name, tables=settings.tables, follows=follows)
             with contextlib.closing(loop):
                 yield loop
 

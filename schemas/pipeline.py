@@ -144,7 +144,11 @@ class LogSettings(_Model):
 
 
 class Workers(_Model):
-    """How many processes `penstock run` starts for each kind of work; by default as many as the machine can use."""
+    """How many processes `penstock run` starts for each kind of work; by default as many as the machine can use.
+
+    By default one apply worker follows the changes, and the others help to load. If a number is given, all of them
+    share the groups of tables; then tables that no foreign key ties together may be as of different moments.
+    """
 
     snapshot: int | None = Field(default=None, ge=1, le=16)
     apply: int | None = Field(default=None, ge=1, le=64)  # for each target
@@ -333,6 +337,8 @@ def _first(error: ValidationError, lines: _Lines) -> ConfigInvalid:
         return ConfigInvalid(f"{where}{path[-1]!r} is missing", remedy="add it")
     if kind == "enum":
         return ConfigInvalid(f"{where}{key} can't be that", remedy=f"one of {context.get('expected', '')}")
+    if kind == "tuple_type":
+        return ConfigInvalid(f"{where}{key} has to be a list", remedy='write it as one: ["public.*", "!public.tmp_*"]')
     if kind == "string_pattern_mismatch":
         return ConfigInvalid(
             f"{where}{key} is not a name that can be used",

@@ -11,7 +11,7 @@ from tests.e2e.conftest import Project, one
 from validation.rows import compare
 
 # Two values of each; columns of these types, and arrays of them, are made in one table each.
-VALUES = {
+VALUES: dict[str, list[str | None]] = {
     "aclitem": ["=r/postgres", "postgres=arw/postgres"],
     "bit": ["1", "0"],
     "bool": ["t", "f"],
@@ -109,7 +109,8 @@ create table shop.parts_1_old partition of shop.parts_1 for values from (minvalu
 create table shop.parts_1_new partition of shop.parts_1 default;
 create table shop.parts_2 partition of shop.parts default;
 create table shop.uses (
-    id bigint generated always as identity primary key, kind int, made date, number int, parent bigint references shop.uses,
+    id bigint generated always as identity primary key,
+    kind int, made date, number int, parent bigint references shop.uses,
     foreign key (kind, made, number) references shop.parts on update cascade on delete cascade
 );
 create table shop.animals (id int primary key, name text);
@@ -155,7 +156,8 @@ def _tables_of_every_type(url: str) -> list[str]:
 
 def _write_every_type(url: str, types: list[str], first: int) -> None:
     """Insert rows with the first values, the second ones, and nulls; then exchange them in some of the rows."""
-    rows = [[VALUES[name][0] for name in types], [VALUES[name][1] for name in types], [None for _ in types]]
+    rows: list[list[str | None]] = [[VALUES[name][0] for name in types], [VALUES[name][1] for name in types]]
+    rows.append([None for _ in types])
     names = ", ".join(f'"{name}"' for name in types)
     given = ", ".join(f'%s::pg_catalog."{name}"' for name in types)
     listed = ", ".join(f'array[%s, null]::pg_catalog."{name}"[]' for name in types)

@@ -36,9 +36,15 @@ class Applied:
         return PostgresTarget(TargetSettings(name="copy", url=SecretStr(self.url), prepare=prepare), "p")
 
     def worker(
-        self, source: Source, prepare: Prepare = Prepare.KEEP, limits: Limits | None = None, name: str = "copy"
+        self,
+        source: Source,
+        prepare: Prepare = Prepare.KEEP,
+        limits: Limits | None = None,
+        name: str = "copy",
+        *,
+        follows: bool = True,
     ) -> Apply:
-        worker = Apply("p", source.log, self.target(prepare), name=name, limits=limits)
+        worker = Apply("p", source.log, self.target(prepare), name=name, limits=limits, follows=follows)
         self.workers.append(worker)
         return worker
 

@@ -271,21 +271,28 @@ def test_two_owners_in_the_midst_of_one_transaction(applied: Applied) -> None:
     assert second.stats.conflicts == 1
 
 
-def test_workers_share_the_chunks_and_the_groups(applied: Applied) -> None:
-    names = [f"t{at}" for at in range(12)]
-    definitions = [
-        (
-            name,
-            Definition(
-                columns=COLUMNS,
-                primary_key=Constraint(name=f"{name}_pkey", definition="PRIMARY KEY (id)", columns=("id",)),
-            ),
-        )
-        for name in names
-    ]
-    source = loading(*definitions)
+def many(names: list[str]) -> Source:
+    """A source of tables that nothing ties together."""
+    source = loading(
+        *[
+            (
+                name,
+                Definition(
+                    columns=COLUMNS,
+                    primary_key=Constraint(name=f"{name}_pkey", definition="PRIMARY KEY (id)", columns=("id",)),
+                ),
+            )
+            for name in names
+        ]
+    )
     for name in names:
         source.load(name, rows(0, 60), chunks=4)
+    return source
+
+
+def test_workers_share_the_chunks_and_the_groups(applied: Applied) -> None:
+    names = [f"t{at}" for at in range(12)]
+    source = many(names)
     first, second = applied.worker(source, Prepare.CREATE), applied.worker(source, Prepare.CREATE)
     for _ in range(3):
         first.step(), second.step()
@@ -296,6 +303,27 @@ def test_workers_share_the_chunks_and_the_groups(applied: Applied) -> None:
     assert first.stats.chunks_loaded and second.stats.chunks_loaded
     assert first.stats.chunks_loaded + second.stats.chunks_loaded == 48
     assert first.owned | second.owned == frozenset(range(64)) and not first.owned & second.owned
+
+
+def test_who_does_not_follow_only_loads_and_leaves_all_tables_at_one_moment(applied: Applied) -> None:
+    names = [f"t{number}" for number in range(6)]
+    source = many(names)
+    follower, helper = applied.worker(source, Prepare.CREATE), applied.worker(source, Prepare.CREATE, follows=False)
+    applied.catch_up(source, follower, helper)
+    assert follower.stats.chunks_loaded and helper.stats.chunks_loaded
+    assert follower.stats.chunks_loaded + helper.stats.chunks_loaded == 24
+    assert not helper.owned and len({follower.tables[TableId("public", name)].group for name in names}) > 1
+
+    begun = applied.sql("select count(*) from public.t0")[0][0]
+    seen = []
+    counts = " + ".join(f"(select count(*) from public.{name})" for name in names)
+    for number in range(20):
+        source.commit(*[insert(name, str(1000 + number), "x") for name in names])
+        follower.step(), helper.step()
+        seen.append(applied.sql(f"select {counts}")[0][0] - begun * len(names))
+    applied.catch_up(source, follower, helper)
+    assert all(count % len(names) == 0 for count in seen)
+    assert helper.stats.batches == 0
 
 
 # ------------------------------------------------------------------------------------------------- broken connections
