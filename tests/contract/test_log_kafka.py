@@ -1,6 +1,7 @@
 """The log in Kafka: what its settings and checks are for, tried on a real broker."""
 
 import os
+import signal
 import threading
 import time
 import uuid
@@ -243,6 +244,55 @@ def test_a_step_larger_than_the_queue_is_sent_in_order(
         assert [v for b in reader.read(table(names), Range(0, len(values))) for _, v in unpack(b.data)] == values
 
 
+def test_a_batch_is_never_larger_than_a_topic_takes_by_default(kafka_broker: servers.Kafka, names: Topics) -> None:
+    """One that were would not be split: all of it would fail."""
+    default = {"max.message.bytes": "1048588"}
+    log = KafkaLog(kafka_broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE, topic_settings=default)
+    log.create_topics([Topic(table(names).topic)])
+    with log.writer("changes") as writer:
+        block = Block(3000, pack([(None, os.urandom(3000)) for _ in range(3000)]))
+        writer.append(table(names), block)
+        assert writer.flush()[table(names)] == Range(0, 3000)
+    log.delete_topics([table(names).topic])
+
+
+@pytest.mark.slow
+def test_records_are_not_given_up_while_the_broker_stalls(
+    make_kafka: Callable[..., KafkaServer], names: Topics
+) -> None:
+    """Given up after a time, some of them would be in the topic nevertheless, and others not."""
+    broker = make_kafka()
+    wishes = {"message.timeout.ms": "500", "acks": "1", "enable.idempotence": "false"}
+    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE, settings=wishes)
+    log.create_topics([Topic(table(names).topic)])
+    with log.writer("changes") as writer:
+        writer.append(table(names), row())
+        assert writer.flush()[table(names)] == Range(0, 1)
+        os.kill(broker.pid, signal.SIGSTOP)
+        on = threading.Timer(2.0, os.kill, (broker.pid, signal.SIGCONT))
+        on.start()
+        writer.append(table(names), Block(100, row().data * 100))
+        assert writer.flush()[table(names)] == Range(1, 101)
+        on.join()
+    assert log.offsets(table(names)) == Range(0, 101)
+
+
+@pytest.mark.slow
+def test_a_partition_that_is_named_later_does_not_wait_for_the_request_under_way(log: KafkaLog, names: Topics) -> None:
+    """Which a broker without news holds for half a second by default; nor does the client look for its topic."""
+    many = [table(names, number) for number in range(40)]
+    log.create_topics([Topic(partition.topic) for partition in many])
+    with log.writer("changes") as writer, log.reader() as reader:
+        for partition in many:
+            writer.append(partition, row())
+        writer.flush()
+        list(reader.read(many[0], Range(0, 1)))  # connects
+        began = time.monotonic()
+        for partition in many[1:]:
+            list(reader.read(partition, Range(0, 1)))
+        assert time.monotonic() - began < 0.25 * len(many)
+
+
 def test_holes_of_a_compacted_topic_are_passed_over(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
     """Control records of a transaction take offsets like those that were compacted, and come at once."""
     producer = Producer({"bootstrap.servers": kafka_broker.bootstrap, "transactional.id": names.prefix})
@@ -276,6 +326,30 @@ def share(log: KafkaLog, until: Callable[[frozenset[int]], bool]) -> str:
 
 def test_members_use_the_new_group_protocol_where_there_is_one(log: KafkaLog) -> None:
     assert share(log, lambda mine: len(mine) == WORK_PARTITIONS) == "consumer"
+
+
+@pytest.mark.slow
+def test_a_member_that_stalls_loses_its_share_and_gets_it_back(
+    log: KafkaLog, names: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transport.kafka.membership._LONGEST_STALL_MS", 6_000)
+    everything = frozenset(range(WORK_PARTITIONS))
+    with log.membership("target") as stalled, log.membership("target") as other:
+        deadline = time.monotonic() + 2 * PATIENCE
+
+        def until(condition: Callable[[], bool]) -> None:
+            while not condition():
+                shares = f"{len(stalled.poll())} {stalled._protocol}, {len(other.poll())} {other._protocol}"
+                assert time.monotonic() < deadline, shares
+                time.sleep(0.01)
+
+        until(lambda: len(stalled.poll()) == len(other.poll()) == WORK_PARTITIONS // 2)
+        while other.poll() != everything:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        until(lambda: stalled.poll() == frozenset())
+        until(lambda: len(stalled.poll()) == len(other.poll()) == WORK_PARTITIONS // 2)
+        assert stalled.poll() | other.poll() == everything
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from schemas.errors import LogRewound, LogUnavailable
 from transport.kafka.errors import MOVING, Faults, code_of, failure
-from transport.log import Partition
+from transport.log import Partition, Range
 
 LARGE_BYTES = 8 << 20  # records larger than this go through a producer of their own
 _REQUEST_BYTES = 100 << 20  # Kafka's own default of socket.request.max.bytes
@@ -99,6 +99,14 @@ class Cluster:
                         raise LogRewound(f"Kafka has no topic {where.topic}") from None
                     time.sleep(0.01)
         return found
+
+    def end(self, partition: Partition) -> int:
+        """Ask for the end of a partition, over a connection where no reader's long request is in the way: a broker
+        answers one after the other."""
+        return self.offsets([partition], LATEST)[partition]
+
+    def bounds(self, partition: Partition) -> Range:
+        return Range(self.offsets([partition], EARLIEST)[partition], self.end(partition))
 
     def await_topics(self, condition: Callable[[Mapping[str, Any]], bool], complaint: str) -> None:
         """Return when the metadata of all topics satisfies `condition`."""

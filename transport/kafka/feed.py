@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from schemas.errors import LogRewound, LogUnavailable
 from transport.kafka.cluster import Cluster
 from transport.kafka.errors import ABSENT, DENIED, Faults, failure, name_of
-from transport.log import Partition, Range, Record
+from transport.log import Partition, Record
 
 _WINDOW_BYTES = 32 << 20  # fetched records that a consumer's windows hold together
 UNUSED_S = 1.0  # after which a partition is taken away from the data consumer
@@ -141,13 +141,6 @@ class Feed:
                 self._size -= self._windows[other].forget(offset)
             else:
                 self.release(other)
-
-    def bounds(self, partition: Partition) -> Range:
-        """Ask the broker for the offsets that are there now."""
-        low, high = self._consumer.get_watermark_offsets(
-            TopicPartition(*partition), timeout=self._cluster.deadline_s, cached=False
-        )
-        return Range(low, high)
 
     def check(self, partition: Partition, window: Window) -> None:
         if window.error is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import ConfigResource, NewTopic  # type: ignore[attr-defined]
 
 from schemas.errors import ReplicationError
-from transport.kafka.cluster import EARLIEST, LATEST, TOPICS_A_CALL, Cluster
+from transport.kafka.cluster import LATEST, TOPICS_A_CALL, Cluster
 from transport.kafka.errors import ABSENT, code_of, name_of
 from transport.kafka.membership import KafkaMembership
 from transport.kafka.problems import problems_of
@@ -111,8 +111,7 @@ class KafkaLog:
 
     def offsets(self, partition: Partition) -> Range:
         with self._cluster.translated(f"look at the offsets of {name_of(partition)}"):
-            start, end = (self._cluster.offsets([partition], spec)[partition] for spec in (EARLIEST, LATEST))
-            return Range(start, end)
+            return self._cluster.bounds(partition)
 
     def trim(self, partition: Partition, offset: int) -> None:
         start, end = self.offsets(partition)
@@ -132,29 +131,14 @@ class KafkaLog:
         """Not known: no request of this client tells sizes."""
         return Usage(0, 0)
 
-    @contextmanager
-    def writer(self, purpose: str) -> Iterator[KafkaWriter]:
-        writer = KafkaWriter(self._cluster, purpose)
-        try:
-            yield writer
-        finally:
-            writer.close()
+    def writer(self, purpose: str) -> closing[KafkaWriter]:
+        return closing(KafkaWriter(self._cluster, purpose))
 
-    @contextmanager
-    def reader(self) -> Iterator[KafkaReader]:
-        reader = KafkaReader(self._cluster)
-        try:
-            yield reader
-        finally:
-            reader.close()
+    def reader(self) -> closing[KafkaReader]:
+        return closing(KafkaReader(self._cluster))
 
-    @contextmanager
-    def membership(self, group: str) -> Iterator[KafkaMembership]:
-        member = KafkaMembership(self._cluster, f"{self._cluster.pipeline}.{group}", self._names.work)
-        try:
-            yield member
-        finally:
-            member.close()
+    def membership(self, group: str) -> closing[KafkaMembership]:
+        return closing(KafkaMembership(self._cluster, f"{self._cluster.pipeline}.{group}", self._names.work))
 
     def problems(self) -> list[tuple[str, str]]:
         try:

@@ -14,6 +14,10 @@ _NO_SUCH_PROTOCOL = frozenset(
     {KafkaError._FATAL, KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
 )
 
+# Heartbeats go on by themselves. Whoever works on a block for longer than this is taken for dead, which costs a stall,
+# never rows: what counts is the compare-and-set in the target.
+_LONGEST_STALL_MS = 900_000
+
 
 class KafkaMembership:
     """A member of a consumer group on the work topic, which never holds a record."""
@@ -48,9 +52,7 @@ class KafkaMembership:
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "error",
-            # Heartbeats go on by themselves. Whoever works on a block for longer than this is taken for dead, which
-            # costs a stall, never rows: what counts is the compare-and-set in the target.
-            "max.poll.interval.ms": 900_000,
+            "max.poll.interval.ms": _LONGEST_STALL_MS,
         }
         if protocol == "classic":
             settings |= {"partition.assignment.strategy": "cooperative-sticky", "session.timeout.ms": 6000}

@@ -96,13 +96,13 @@ class KafkaReader:
 
     def _fetch(self, feed: Feed, window: Window, partition: Partition, start: int) -> list[Record]:
         """Nothing has come; ask whether there is anything, as an empty answer must be true."""
-        there = feed.bounds(partition)
-        if not there.start <= start <= there.end:
+        end = self._cluster.end(partition)
+        if start > end:
             feed.release(partition)
-            raise LogRewound(f"offset {start} is not within {there.start}..{there.end} of {name_of(partition)}")
+            raise LogRewound(f"offset {start} is beyond the end {end} of {name_of(partition)}")
         deadline = time.monotonic() + self._cluster.deadline_s
         # The end may have no record of its own: control records take offsets, and so do those that were compacted.
-        while start < there.end and window.end < there.end and not window.between(start, NO_END):
+        while start < end and window.end < end and not window.between(start, NO_END):
             if time.monotonic() >= deadline:
                 raise feed.silent(f"read {name_of(partition)}")
             feed.pump(0.1)
@@ -125,7 +125,7 @@ class KafkaReader:
             if now >= began + self._cluster.deadline_s:
                 raise feed.silent(f"read {name_of(partition)}")
             if now >= look:  # records that are not there do not come, and nobody says so
-                there = feed.bounds(partition)
+                there = self._cluster.bounds(partition)
                 if at < there.start or wanted.end > there.end:
                     feed.release(partition)
                     raise LogRewound(f"{wanted} is not within {there.start}..{there.end} of {name_of(partition)}")

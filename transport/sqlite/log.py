@@ -6,8 +6,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -130,29 +129,14 @@ class SqliteLog:
         with translated("look at the log's size"):
             return Usage(self._here().catalog.used(), self._budget)
 
-    @contextmanager
-    def writer(self, purpose: str) -> Iterator[SqliteWriter]:
-        writer = SqliteWriter(self._catalog(), self._names, self._budget, self._wait_s, self._segment_bytes)
-        try:
-            yield writer
-        finally:
-            writer.close()
+    def writer(self, purpose: str) -> closing[SqliteWriter]:
+        return closing(SqliteWriter(self._catalog(), self._names, self._budget, self._wait_s, self._segment_bytes))
 
-    @contextmanager
-    def reader(self) -> Iterator[SqliteReader]:
-        reader = SqliteReader(self._catalog(), self._names, self._wait_s)
-        try:
-            yield reader
-        finally:
-            reader.close()
+    def reader(self) -> closing[SqliteReader]:
+        return closing(SqliteReader(self._catalog(), self._names, self._wait_s))
 
-    @contextmanager
-    def membership(self, group: str) -> Iterator[FileMembership]:
-        member = FileMembership(self._root / "members" / quote(group, safe=""))
-        try:
-            yield member
-        finally:
-            member.close()
+    def membership(self, group: str) -> closing[FileMembership]:
+        return closing(FileMembership(self._root / "members" / quote(group, safe="")))
 
     def problems(self) -> list[tuple[str, str]]:
         there = self._root

@@ -32,12 +32,14 @@ from transport.sqlite import SqliteLog
 from transport.sqlite.bell import Bell, Listener
 from transport.sqlite.disk import _NETWORK_SYSTEMS, network_system
 from transport.sqlite.membership import FileMembership
+from transport.sqlite.writer import SqliteWriter
 from transport.topics import Topics
 
 NAMES = Topics("p")
 CHANGES = Partition("p.changes.public.a")
 OTHER = Partition("p.changes.public.b")
 LOAD = Partition("p.load.public.a", 0)
+NORMAL, FULL = 1, 2  # of SQLite's `synchronous`
 
 
 def make(folder: Path, *, budget: int = 10**9, segment: int = 1 << 20, wait: float = 10.0) -> SqliteLog:
@@ -55,6 +57,19 @@ def log(tmp_path: Path) -> Iterator[SqliteLog]:
 
 def block(*values: bytes) -> Block:
     return Block(len(values), pack([(None, value) for value in values]))
+
+
+def synchronous(writer: SqliteWriter, place: str) -> int:
+    connection = writer._tails[place]._connection
+    assert connection is not None
+    return int(connection.execute("pragma synchronous").fetchone()[0])
+
+
+def wal_commits(path: Path) -> int:
+    """A frame that ends a transaction holds the size of the file after it."""
+    wal = path.read_bytes()
+    page = int.from_bytes(wal[8:12], "big")
+    return sum(wal[at + 4 : at + 8] != bytes(4) for at in range(32, len(wal), 24 + page))
 
 
 def segments(log: SqliteLog, place: str) -> list[str]:
@@ -362,6 +377,44 @@ def test_a_commit_of_another_process_between_look_and_write_is_no_error(log: Sql
     for thread in threads:
         thread.join()
     assert sorted(offsets) == list(range(120))
+
+
+def test_a_step_is_one_commit_that_is_synced(log: SqliteLog) -> None:
+    with log.writer("changes") as writer:
+        commits = []
+        for _ in range(3):
+            writer.append(CHANGES, block(b"1", b"2"))
+            writer.append(OTHER, block(b"3"))
+            writer.seal(NAMES.frontier, lambda _: b"frontier")
+            commits.append(wal_commits(log._root / "changes.000001.db-wal"))
+        assert commits == [commits[0], commits[0] + 1, commits[0] + 2]
+        assert synchronous(writer, "changes") == FULL
+
+
+def test_a_load_is_synced_when_it_is_flushed_and_not_before(log: SqliteLog) -> None:
+    with log.writer("load-0") as writer:
+        for _ in range(40):
+            writer.append(LOAD, block(os.urandom(500_000)))
+        assert synchronous(writer, "load-0") == NORMAL
+        writer.flush()
+        assert synchronous(writer, "load-0") == FULL
+
+
+def test_no_writer_waits_for_one_of_another_place(tmp_path: Path) -> None:
+    """SQLite's busy wait is no queue: in one file with loads capture would get a commit in seconds."""
+    log = make(tmp_path, wait=0.1)
+    places = {"changes": CHANGES, "load-0": LOAD, "load-1": Partition(LOAD.topic, 1), "chunks": NAMES.chunks}
+    places["control"] = NAMES.control
+    with log.writer("control") as writer:
+        for partition in places.values():
+            writer.put(partition, b"1", b"key")
+        for busy in places:
+            with contextlib.closing(sqlite3.connect(log._root / f"{busy}.000001.db", isolation_level=None)) as other:
+                other.execute("begin immediate").close()
+                for place, partition in places.items():
+                    if place != busy:
+                        writer.put(partition, b"2", b"key")
+                other.execute("rollback").close()
 
 
 def _after_fork(log: SqliteLog, connection: Connection) -> None:
