@@ -496,6 +496,17 @@ def forget_pipeline(settings: TargetSettings, pipeline: str) -> bool:
         return state.forget(connection, pipeline)
 
 
+def prepared_tables(settings: TargetSettings, pipeline: str) -> set[TableId]:
+    """Return the tables that a pipeline has prepared in a target; changes nothing."""
+    with (
+        translated("target", "asking for the progress of a pipeline"),
+        contextlib.closing(
+            connect(settings.url.get_secret_value(), role="control", application="penstock check")
+        ) as connection,
+    ):
+        return state.prepared(connection, pipeline)
+
+
 def _parents_first(works: list[Work]) -> list[Work]:
     """Return the works with tables that others refer to before these; in a circle the order is as it comes."""
     by_oid = {work.writer.shape.oid: work for work in works}

@@ -82,6 +82,12 @@ create table if not exists penstock.chunks (
 
 IS_THERE = "select to_regclass('penstock.chunks') is not null"
 
+PREPARED = """
+select table_schema, table_name
+from penstock.tables
+where pipeline = %s and state in ('loading', 'indexing', 'catching-up', 'live')
+"""
+
 ADD_PIPELINE = "insert into penstock.pipelines (pipeline, log) values (%s, %s) on conflict do nothing"
 
 LOG_OF = "select log from penstock.pipelines where pipeline = %s"
@@ -208,6 +214,14 @@ def forget(connection: psycopg.Connection, pipeline: str) -> bool:
         if row is not None and row[0]:
             connection.execute("drop schema penstock cascade")
     return True
+
+
+def prepared(connection: psycopg.Connection, pipeline: str) -> set[TableId]:
+    """Return the tables that hold what the pipeline has loaded, or is loading."""
+    row = connection.execute(IS_THERE).fetchone()
+    if row is None or not row[0]:
+        return set()
+    return {TableId(schema, name) for schema, name in connection.execute(PREPARED, [pipeline]).fetchall()}
 
 
 def groups(connection: psycopg.Connection, pipeline: str) -> dict[int, Progress]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from control.wiring import A_LOOK, opened_log
 from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
-from schemas.table import Objects, Table
+from schemas.table import Objects, Table, TableId
 from transport.topics import Topics
 
 
@@ -73,19 +73,26 @@ def _log(pipeline: Pipeline) -> Iterator[Finding]:
             for problem, remedy in log.problems():
                 yield Finding("log", problem, remedy, False)
     except ReplicationError as error:
-        yield Finding("log", str(error), error.remedy, True)
+        remedy = error.remedy or ("start Kafka, or correct its address and credentials" if pipeline.log.url else "")
+        yield Finding("log", str(error), remedy, True)
 
 
 def _target(
     pipeline: Pipeline, settings: TargetSettings, catalogue: tuple[Objects, list[Table]] | None
 ) -> Iterator[Finding]:
-    from engines.postgres import prerequisites
+    from apply.postgres import prepared_tables
+    from engines.postgres.prerequisites import target_problems
 
     where = f"target {settings.name}"
     tables = [table for table in catalogue[1] if matches(table.id, settings.tables)] if catalogue else []
-    for problem in prerequisites.target_problems(settings.url.get_secret_value(), tables, settings.prepare):
+    makes = settings.prepare in {Prepare.CREATE, Prepare.DROP_AND_CREATE}
+    needed = catalogue[0] if catalogue and makes else None
+    prepared: set[TableId] = set()
+    with contextlib.suppress(ReplicationError):  # told by what is asked next
+        prepared = prepared_tables(settings, pipeline.pipeline)
+    for problem in target_problems(settings.url.get_secret_value(), tables, settings.prepare, needed, prepared):
         yield Finding(where, problem.what.removeprefix("target: "), problem.remedy, problem.severity == "error")
-    if catalogue is None or settings.prepare in {Prepare.KEEP, Prepare.TRUNCATE}:
+    if catalogue is None or not makes:
         return
     version = _version(settings)
     if version is None:
@@ -94,7 +101,8 @@ def _target(
 
     lost = objects_losses(catalogue[0], version)
     for table in tables:
-        lost += losses(table, version)
+        if table.id not in prepared:
+            lost += losses(table, version)
     for loss in lost:
         of = f"{loss.table}: " if loss.table else ""
         yield Finding(where, f"{of}{loss.what}: {loss.consequence}", "", loss.refused)

@@ -245,7 +245,7 @@ def log(
     start: Annotated[
         int | None, typer.Option("--from", help="The first offset to show; negative: from the end.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Show so many records at most.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Show so many rows at most.", show_default=False)] = None,
     partition: Annotated[int, typer.Option(min=0, help="The partition of the topic.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
     as_json: AsJson = False,
@@ -290,7 +290,13 @@ def drop(
     pipeline = _load(file)
     if not yes:
         print(plan_text(pipeline))
-        if not typer.confirm("Remove all of this?"):
+        try:
+            agreed = typer.confirm("Remove all of this?")
+        except typer.Abort:
+            print("\npenstock: nobody answers, and nothing is removed; --yes does not ask", file=sys.stderr)
+            raise typer.Exit(Exit.USAGE) from None
+        if not agreed:
+            print("nothing is removed")
             raise typer.Exit(Exit.DONE)
     failed = False
     for done in drop_all(pipeline):

@@ -66,7 +66,7 @@ def drop_all(pipeline: Pipeline) -> Iterator[Done]:
         for target in pipeline.targets:
             yield _try(f"target {target.name}: progress", _forget(pipeline, target))
         yield _try(f"log: topics {pipeline.pipeline}.*", lambda: _drop_log(pipeline))
-    yield _try(f"state folder {pipeline.state}", lambda: _drop_state(pipeline))
+        yield _try(f"state folder {pipeline.state}", lambda: _drop_state(pipeline))
 
 
 def _try(what: str, remove: Callable[[], str]) -> Done:

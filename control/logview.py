@@ -33,7 +33,9 @@ class Line(NamedTuple):
 def topics_of(log: Log, pipeline: str) -> Iterator[Line]:
     """Yield the partitions of the pipeline's topics that hold records, or held some."""
     prefix = Topics(pipeline).prefix
-    for topic in log.topics(prefix):
+    topics = log.topics(prefix)
+    width = max((len(topic.name) - len(prefix) + 3 for topic in topics), default=0)
+    for topic in topics:
         for number in range(topic.partitions):
             start, end = log.offsets(Partition(topic.name, number))
             if number and end == 0:
@@ -41,8 +43,7 @@ def topics_of(log: Log, pipeline: str) -> Iterator[Line]:
             short = topic.name.removeprefix(prefix)
             name = f"{short}/{number}" if topic.partitions > 1 else short
             yield Line(
-                f"{name:<50} {start:>12} .. {end:<12} {end - start:>12} records"
-                + (" (compacted)" if topic.compacted else ""),
+                f"{name:<{width}} {start:>12,} .. {end:<12,} {'compacted' if topic.compacted else ''}".rstrip(),
                 {"topic": topic.name, "partition": number, "start": start, "end": end, "compacted": topic.compacted},
             )
 
@@ -81,10 +82,11 @@ def records_of(
         while left != 0:
             for offset, key, value in _read(reader, partition, at, end, found[name].compacted):
                 at = offset + 1
-                yield from view.lines(offset, key, value)
-                left -= 1
-                if left == 0:
-                    return
+                for line in view.lines(offset, key, value):  # of a load's records each holds many rows
+                    yield line
+                    left -= 1
+                    if left == 0:
+                        return
             if at < end and not found[name].compacted:
                 continue
             if not follow:

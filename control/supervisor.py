@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from control.service import Backoff, Exit, StopSignal, signals
 from schemas.errors import LogUnavailable, OperatorError
@@ -309,20 +309,30 @@ def only_one(state: Path, seconds: float = 5.0) -> Iterator[None]:
 
     Waits a moment, because the children of a supervisor that was killed end shortly after it.
     """
-    state.mkdir(parents=True, exist_ok=True)
-    with (state / "run.lock").open("w") as file:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OperatorError(
-                        f"another `penstock run` works with {state}",
-                        remedy="stop it first, or give this pipeline a state folder of its own (`state:`)",
-                    ) from None
-                time.sleep(0.02)
-            except OSError as error:
-                raise LogUnavailable(f"{state} can't be locked: {error}") from error
+    deadline = time.monotonic() + seconds
+    while (file := _locked(state)) is None:
+        if time.monotonic() > deadline:
+            raise OperatorError(
+                f"another `penstock run` works with {state}",
+                remedy="stop it first, or give this pipeline a state folder of its own (`state:`)",
+            )
+        time.sleep(0.02)
+    with file:
         yield
+
+
+def _locked(state: Path) -> IO[str] | None:
+    """Return the lock file of a state folder, locked; None if somebody else holds it, or has just removed it."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context((state / "run.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_ino != (state / "run.lock").stat().st_ino:
+                return None
+            stack.pop_all()
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        return None
+    except OSError as error:
+        raise LogUnavailable(f"{state} can't be locked: {error}") from error

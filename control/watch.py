@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from control.messages import Messages
 from control.service import StopSignal
-from control.status import Collector, PipelineStatus, TargetStatus, caught_up
+from control.status import Collector, PipelineStatus, TableStatus, TargetStatus, caught_up
 from control.wiring import opened_log
 from schemas.errors import OperatorError, TransientError
 from schemas.pipeline import Pipeline
@@ -159,6 +159,11 @@ def line_of(target: TargetStatus, rate: float) -> str:
     return f"{target.name}: " + ", ".join(parts)
 
 
+def failure_text(row: TableStatus) -> str:
+    """Why a table has failed, and what to do, in a line each."""
+    return f"{row.table} has failed: {row.error}" + (f"\n  {row.remedy}" if row.remedy else "")
+
+
 def lag_text(seconds: float, size: int, where: str) -> str:
     """A lag in words."""
     if not where:
@@ -205,6 +210,9 @@ class PlainDisplay:
         for target in status.targets:
             loaded = sum(row.rows_loaded for row in target.tables)
             self._print(target.name, line_of(target, self._rates.of(target.name, "", status.at, loaded)))
+            for row in target.tables:
+                if row.state == TableState.FAILED:
+                    self._print(f"{target.name} {row.table}", f"{target.name}: {failure_text(row)}")
 
     def _print(self, of: str, line: str) -> None:
         if self._shown.get(of) != line:
@@ -296,11 +304,13 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
                 f"{row.rows_estimated:,}",
                 f"{rate:,.0f}" if rate >= 1 else "",
                 f"{row.changes_applied:,}",
-                row.error or lag_text(row.lag.seconds, row.lag.bytes, row.lag.where),
+                lag_text(row.lag.seconds, row.lag.bytes, row.lag.where) if row.state != TableState.FAILED else "",
             )
         if len(ordered) > _TABLES_SHOWN:
             grid.add_row(f"… and {len(ordered) - _TABLES_SHOWN} more")
         parts.append(grid)
+        failed = [row for row in target.tables if row.state == TableState.FAILED]
+        parts += [Text(failure_text(row), style="red") for row in failed[:_TABLES_SHOWN]]
     source = status.source
     if source.error:
         parts.append(Text(source.error, style="red"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import psycopg
 
@@ -23,11 +23,16 @@ AT_ONCE = 200  # tables that are looked into by one statement
 
 
 def target_problems(
-    url: str, tables: Sequence[Table], prepare: Prepare | str, objects: Objects | None = None
+    url: str,
+    tables: Sequence[Table],
+    prepare: Prepare | str,
+    objects: Objects | None = None,
+    prepared: Collection[TableId] = (),
 ) -> list[Problem]:
     """Return what the target lacks to get these tables of the source; of an unreachable one just that.
 
-    `objects` adds the extensions. How much room its disk has can't be asked.
+    `objects` adds the extensions. Tables that are `prepared` already stay, and the rows in them are the pipeline's
+    own. How much room its disk has can't be asked.
     """
     found = Found()
     how = Prepare(prepare)
@@ -41,7 +46,8 @@ def target_problems(
                 _schemas(found, conn, tables, how)
                 _extensions(found, conn, objects)
             with found.asking("target", "comparing tables"):
-                _tables(found, conn, tables, how)
+                _tables(found, conn, [table for table in tables if table.id not in prepared], how)
+                _kept(found, conn, [table for table in tables if table.id in prepared])
     return found.problems
 
 
@@ -103,11 +109,7 @@ def _extensions(found: Found, conn: psycopg.Connection, objects: Objects | None)
 
 def _tables(found: Found, conn: psycopg.Connection, tables: Sequence[Table], prepare: Prepare) -> None:
     ids = {table.id for table in tables}
-    schemas, names = [id.schema for id in ids], [id.name for id in ids]
-    kinds = {
-        TableId(schema, name): (oid, kind)
-        for schema, name, oid, kind in ask(conn, queries.EXISTING, schemas=schemas, names=names)
-    }
+    kinds = _existing(conn, ids)
     if others := sorted(id for id, (_, kind) in kinds.items() if kind not in {"r", "p"}):
         found.error(f"target: {some(others)} exists, but is no table", "drop or rename it")
     there = {table.id: table for table in read_tables(conn, lambda id: id in ids)}
@@ -125,8 +127,31 @@ def _tables(found: Found, conn: psycopg.Connection, tables: Sequence[Table], pre
     if prepare is Prepare.DROP_AND_CREATE:
         _ownership(found, conn, there)
         return
-    _writable(found, conn, oids)
     _rows(found, conn, there, prepare)
+    _fit(found, conn, tables, there, oids)
+
+
+def _kept(found: Found, conn: psycopg.Connection, tables: Sequence[Table]) -> None:
+    ids = {table.id for table in tables}
+    kinds = _existing(conn, ids)
+    if missing := sorted(ids - kinds.keys()):
+        found.error(f"target: {some(missing)} was dropped", "`penstock drop` the pipeline, and run it again")
+    there = {table.id: table for table in read_tables(conn, lambda id: id in ids)}
+    _fit(found, conn, tables, there, [kinds[id][0] for id in there])
+
+
+def _existing(conn: psycopg.Connection, ids: Collection[TableId]) -> dict[TableId, tuple[int, str]]:
+    """Return oid and kind of the relations of these names that there are."""
+    schemas, names = [id.schema for id in ids], [id.name for id in ids]
+    rows = ask(conn, queries.EXISTING, schemas=schemas, names=names)
+    return {TableId(schema, name): (oid, kind) for schema, name, oid, kind in rows}
+
+
+def _fit(
+    found: Found, conn: psycopg.Connection, tables: Sequence[Table], there: Mapping[TableId, Table], oids: list[int]
+) -> None:
+    """Look whether rows of the source's tables can be written to those that are there."""
+    _writable(found, conn, oids)
     keys: dict[TableId, list[set[str]]] = defaultdict(list)
     for schema, name, columns in ask(conn, queries.UNIQUE_KEYS, oids=oids):
         keys[TableId(schema, name)].append(set(columns))

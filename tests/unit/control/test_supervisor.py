@@ -175,3 +175,11 @@ def test_only_one_supervisor_works_with_a_state_folder(tmp_path: Path) -> None:
         pass
     with only_one(tmp_path, seconds=0):
         pass
+
+
+def test_a_lock_that_drop_removes_is_not_waited_for_in_vain(tmp_path: Path) -> None:
+    """Who opened the file before it was removed must not believe that it holds the folder."""
+    with only_one(tmp_path):
+        (tmp_path / "run.lock").unlink()
+        with only_one(tmp_path, seconds=0), pytest.raises(OperatorError), only_one(tmp_path, seconds=0):
+            pass

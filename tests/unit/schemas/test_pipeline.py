@@ -89,6 +89,7 @@ def test_no_secret_is_in_the_representation(tmp_path: Path) -> None:
         ("log: kafka://broker-1:9092,broker-2:9092", "log: {replication-factor: 3}", 5, "kafka://"),
         ("mode: load-and-changes", "workers: {snapshot: 0}", 7, "workers.snapshot"),
         ("mode: load-and-changes", "mode: [load", 8, "not YAML"),
+        ('tables: ["public.*", "!public.tmp_*"]', "tables: public.*", 4, "tables has to be a list"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:

@@ -1,0 +1,189 @@
+"""Commands on real servers: what `check`, `run`, `status` and `log` tell a person, before, in and after trouble."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from control.servers.postgres import PostgresServer
+
+SECRET = "hunter2secret"
+SECONDS = 90
+
+
+class Penstock:
+    """A pipeline file, and commands run on it. Everything that any of them wrote is kept."""
+
+    def __init__(self, folder: Path, source: str, target: str) -> None:
+        self.name = f"t_{os.urandom(4).hex()}"
+        self.folder, self.source, self.target = folder, source, target
+        self.written = ""
+        self.write()
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "pipeline.yaml"
+
+    def write(self, *, source: str = "", target: str = "", more: str = "") -> None:
+        self.file.write_text(
+            f"pipeline: {self.name}\nsource:\n  url: {source or self.source}\n"
+            f'tables: ["shop.*"]\nworkers: {{snapshot: 1, apply: 1}}\n{more}'
+            f"targets:\n  - name: copy\n    url: {target or self.target}\n"
+        )
+
+    def __call__(self, command: str, *arguments: str, code: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "control", command, str(self.file), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        self.written += done.stdout
+        assert done.returncode == code, done.stdout
+        assert "Traceback" not in done.stdout
+        return done.stdout
+
+    def findings(self, code: int = 0) -> dict[str, tuple[str, bool]]:
+        """What `check --json` finds: the remedy of each problem, and whether it has to be mended."""
+        found = [json.loads(line) for line in self("check", "--json", code=code).splitlines()]
+        return {f"{f['where']}: {f['problem']}": (f["remedy"], f["blocking"]) for f in found}
+
+
+@pytest.fixture
+def penstock(tmp_path: Path, source_db: str, target_db: str) -> Iterator[Penstock]:
+    sql(source_db, "create schema shop")
+    sql(source_db, "create table shop.orders (id int primary key, note text)")
+    sql(source_db, "insert into shop.orders select g, 'note ' || g from generate_series(1, 500) g")
+    made = Penstock(tmp_path, source_db, target_db)
+    yield made
+    made.write()
+    made("drop", "--yes")
+
+
+def sql(url: str, statement: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+
+
+def with_password(url: str, role: str) -> str:
+    return url.replace("://postgres@", f"://{role}:{SECRET}@").replace("://postgres:postgres@", f"://{role}:{SECRET}@")
+
+
+@pytest.fixture
+def poor_role(source_db: str) -> Iterator[str]:
+    role = f"poor_{os.urandom(4).hex()}"
+    sql(source_db, f"create role {role} login password '{SECRET}'")
+    yield role
+    sql(source_db, f"drop owned by {role}; drop role {role}")
+
+
+def test_check_is_content_before_a_load_and_after_it(penstock: Penstock) -> None:
+    penstock("check")
+    penstock("run", "--until-caught-up")
+    assert [what for what, (_, blocking) in penstock.findings().items() if blocking] == []
+    assert "everything is ready" in penstock("check")
+
+
+def test_check_looks_at_the_tables_of_a_running_pipeline_too(penstock: Penstock) -> None:
+    penstock("run", "--until-caught-up")
+    sql(penstock.target, "alter table shop.orders alter column note type varchar(10)")
+    found = penstock.findings(code=4)
+    remedy, blocking = found["target copy: shop.orders: column note is character varying(10), at the source text"]
+    assert blocking
+    sql(penstock.target, remedy)
+    sql(penstock.target, "drop table shop.orders")
+    assert found.keys() != penstock.findings(code=4).keys()
+    assert "target copy: shop.orders was dropped" in penstock.findings(code=4)
+
+
+def test_a_table_that_fails_is_named_with_its_remedy_and_the_run_ends(penstock: Penstock) -> None:
+    penstock("run", "--until-caught-up")
+    sql(penstock.target, "alter table shop.orders alter column note type varchar(10)")
+    sql(penstock.source, "update shop.orders set note = 'a note that is too long' where id = 7")
+    told = penstock("run", "--until-caught-up", code=3)
+    shown = penstock("status")
+    (row,) = json.loads(penstock("status", "--json"))["targets"][0]["tables"]
+    assert row["state"] == "failed"
+    for text in (told, shown):
+        assert "shop.orders" in text
+        assert row["error"] in text
+        assert row["remedy"] in text
+    assert "shop.orders" in penstock("log", "changes.shop.orders")
+
+
+def test_a_role_without_rights_is_led_to_check_which_mends_all(penstock: Penstock, poor_role: str) -> None:
+    penstock.write(source=with_password(penstock.source, poor_role))
+    told = penstock("run", code=3)
+    assert "`penstock check` names every right that is missing, and its grant" in told
+    found = {what: remedy for what, (remedy, blocking) in penstock.findings(code=4).items() if blocking}
+    assert len(found) == 5
+    for remedy in found.values():
+        sql(penstock.source, remedy.partition("  (")[0].partition(", or ")[0])
+    penstock("check")
+    penstock("run", "--until-caught-up")
+
+
+def test_passwords_are_never_written(penstock: Penstock, poor_role: str, tmp_path: Path) -> None:
+    penstock.write(source=with_password(penstock.source, poor_role), target=with_password(penstock.target, "nobody"))
+    commands: list[Callable[[], object]] = [
+        lambda: penstock("check", code=4),
+        lambda: penstock("run", code=3),
+        lambda: penstock("status"),
+        lambda: penstock("drop", code=2),
+        lambda: penstock("drop", "--yes", code=3),
+        lambda: penstock("run", code=3),
+    ]
+    for command in commands:
+        command()
+    logs = [path for path in tmp_path.rglob("*") if path.is_file() and path != penstock.file]
+    assert any(path.suffix == ".log" for path in logs)
+    assert SECRET not in penstock.written
+    assert [path for path in logs if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_passwords_are_in_no_command_line(penstock: Penstock) -> None:
+    """A run's processes have no other arguments than those a person gave."""
+    import psutil
+
+    role = f"secret_{os.urandom(4).hex()}"
+    sql(penstock.source, f"create role {role} superuser login password '{SECRET}'")
+    penstock.write(source=with_password(penstock.source, role))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "control", "run", str(penstock.file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert run.stdout is not None
+        for line in run.stdout:
+            if "1 of 1 tables live" in line:
+                break
+        processes = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
+        lines = [" ".join(process.cmdline()) for process in processes]
+        assert len(lines) >= 4
+        assert [line for line in lines if SECRET in line] == []
+    finally:
+        run.terminate()
+        run.communicate(timeout=30)
+        sql(penstock.source, f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}")
+    assert run.returncode == 0
+
+
+def test_a_source_that_writes_no_logical_log_is_told_with_its_remedy(tmp_path: Path, target_db: str) -> None:
+    with PostgresServer(16, conf={"wal_level": "replica", "max_wal_senders": 5}) as server:
+        server.create_database("shop")
+        sql(server.url("shop"), "create schema shop; create table shop.orders (id int primary key)")
+        penstock = Penstock(tmp_path, server.url("shop"), target_db)
+        remedy = "alter system set wal_level = logical; then restart the server"
+        assert remedy in penstock("run", code=3)
+        assert remedy in penstock("check", code=4)
+        penstock("drop", "--yes")
