@@ -45,6 +45,7 @@ class Cluster:
         """Settings for one client; those given here are what correctness rests on, and win."""
         return {
             "client.id": "penstock",
+            "reconnect.backoff.max.ms": 1000,  # a broker that is back is not to be waited for ten seconds more
             **self._settings,
             **{name.replace("_", "."): value for name, value in settings.items()},
             "bootstrap.servers": self._bootstrap,
@@ -91,13 +92,18 @@ class Cluster:
             )
             for where, answer in asked.items():
                 try:
-                    found[Partition(where.topic, where.partition)] = int(answer.result(self.deadline_s).offset)
+                    offset = int(answer.result(self.deadline_s).offset)
                 except KafkaException as error:
                     if code_of(error) not in MOVING | passing or time.monotonic() >= deadline:
                         raise
                     if not passing and where.topic not in self.metadata().topics:
                         raise LogRewound(f"Kafka has no topic {where.topic}") from None
                     time.sleep(0.01)
+                    continue
+                if offset >= 0:
+                    found[Partition(where.topic, where.partition)] = offset
+                elif time.monotonic() >= deadline:  # what the client answers of a broker that has gone away
+                    raise LogUnavailable(f"Kafka does not say where {where.topic}/{where.partition} begins and ends")
         return found
 
     def end(self, partition: Partition) -> int:

@@ -16,7 +16,9 @@ DENIED = frozenset(
         KafkaError._AUTHENTICATION,
     }
 )
-ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
+# The client's own opinion of a partition, _UNKNOWN_TOPIC and _UNKNOWN_PARTITION, is none of these: it has it as well
+# while a broker is away.
+ABSENT = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART})
 MOVING = frozenset(
     {
         KafkaError.NOT_LEADER_FOR_PARTITION,

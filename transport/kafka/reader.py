@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-
-from confluent_kafka import KafkaException
 
 from codec.frames import pack
 from schemas.errors import GapDetected, LogRewound
 from transport.kafka.cluster import Cluster
-from transport.kafka.errors import failure, name_of
+from transport.kafka.errors import name_of
 from transport.kafka.feed import NO_END, UNUSED_S, Feed, Window
 from transport.log import Block, Partition, Range, Record
 
@@ -31,7 +28,7 @@ class KafkaReader:
         self._data_feed: Feed | None = None
 
     def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
-        with _reading(f"read {name_of(partition)}"):
+        with self._cluster.translated(f"read {name_of(partition)}"):
             window = self._front.window(partition)
             if window is not None and window.low <= start <= window.at + _AHEAD:
                 feed = self._front
@@ -44,7 +41,7 @@ class KafkaReader:
             return found[:limit]
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:
-        with _reading("wait for Kafka"):
+        with self._cluster.translated("wait for Kafka"):
             feed, deadline = self._front, time.monotonic() + timeout
             feed.follow({p: end for p, end in ends.items() if feed.window(p) is None})
             while True:
@@ -63,7 +60,7 @@ class KafkaReader:
                 feed.pump(min(left, UNUSED_S))
 
     def read(self, partition: Partition, wanted: Range) -> Iterator[Block]:
-        with _reading(f"read {name_of(partition)}"):
+        with self._cluster.translated(f"read {name_of(partition)}"):
             at, end = wanted
             if at >= end:
                 return
@@ -142,11 +139,3 @@ class KafkaReader:
         if self._data_feed is None:
             self._data_feed = Feed(self._cluster, self._group, 10)
         return self._data_feed
-
-
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    try:
-        yield
-    except KafkaException as error:
-        raise failure(error.args[0], f"cannot {what}") from error

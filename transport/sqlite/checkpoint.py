@@ -11,14 +11,16 @@ from pathlib import Path
 from transport.sqlite.connection import connect, fetch, fetch_one
 
 _CHECKPOINT_BYTES = 4 << 20  # of WAL, and the helper thread copies it into the file
-_WAL_BYTES = 64 << 20  # and the writer itself does, if the helper does not keep up
+_REST_BYTES = 1 << 20  # of it that the writer copies itself when the helper is done
+_WAL_BYTES = 64 << 20  # and all of it, if the helper does not keep up
 
 
 class Checkpointer:
     """Copies the WAL into the file in a thread with a connection of its own, off the hot path.
 
     The WAL begins again only when a commit finds all of it copied, which beside a busy writer never happens by
-    itself: from 64 MB on the writer copies the rest, which is little. It could never grow beyond its segment.
+    itself. So the writer copies what has come since the helper began, if that is little, and from 64 MB on in any
+    case: a commit into a file that need not grow takes a fraction of the time, and a WAL must not grow for ever.
     """
 
     def __init__(self, wait_s: float) -> None:
@@ -37,7 +39,9 @@ class Checkpointer:
             self._asked = self._written
             self._ask(path, None)
         length, at = self._seen
-        if length + self._written - at >= _WAL_BYTES and self._written >= self._try_again:
+        rest = self._written - at
+        begins_again = length > 0 and rest <= _REST_BYTES
+        if (begins_again or length + rest >= _WAL_BYTES) and self._written >= self._try_again:
             # Waits for the helper, and for readers a little: one that is stopped must not stop the writer too.
             with self._copying:
                 fetch(connection, "pragma busy_timeout = 1000")

@@ -33,6 +33,14 @@ def file_bytes(path: Path) -> int:
     return total
 
 
+def lengthen(path: Path, size: int) -> None:
+    """Fill a file up with zeros: to sync what is written over them is one write, not one of the file system's too."""
+    with path.open("ab") as file:
+        file.write(bytes(max(0, size - file.tell())))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def unlink(path: Path) -> None:
     for suffix in ("", "-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)

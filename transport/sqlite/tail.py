@@ -17,8 +17,9 @@ from transport.sqlite.blocks import OFFSET_BITS, end_of, stored_rows
 from transport.sqlite.catalog import Catalog
 from transport.sqlite.checkpoint import Checkpointer
 from transport.sqlite.connection import connect, fetch, fetch_one, run, transaction
-from transport.sqlite.disk import inode_of, segment_path
+from transport.sqlite.disk import inode_of, lengthen, segment_path
 
+_AHEAD_BYTES = 8 << 20  # of WAL that are there before they are written
 _PIECE_BYTES = 4 << 20  # a record larger than this is stored in pieces: SQLite copies each value it is given
 
 
@@ -45,12 +46,15 @@ class Tail:
         self._catalog, self._place, self._wait_s = catalog, place, wait_s
         # Compaction looks for the record before within its file, so what may be compacted stays in one.
         self._limit = None if place == "control" else segment_bytes
+        # Elsewhere commits are few, or large.
+        self._ahead = min(_AHEAD_BYTES, segment_bytes // 8) if place == "changes" else 0
         self._bell = Bell(catalog.root / f"{place}.bell")
         self._helper = Checkpointer(wait_s)
         self._ends: dict[int, int] = {}
         self._mine: dict[int, int] = {}
         self._connection: sqlite3.Connection | None = None
         self._number = self._inode = 0
+        self._path = Path()
         self._version = -1
         self._synced: bool | None = None  # whether commits are `full` now
         self._begins: dict[int, int] = {}
@@ -94,7 +98,7 @@ class Tail:
             raise
         self.unsynced = not durable
         self._bell.ring()
-        self._helper.committed(connection, self._path())
+        self._helper.committed(connection, self._path)
 
     def _begin(self, durable: bool) -> sqlite3.Connection:
         """Begin a transaction in the newest segment, making the next one if that is full."""
@@ -104,18 +108,15 @@ class Tail:
                 if not self._number:
                     self._catalog.advance(self._place, 0, self._wait_s)
                     continue
-                self._connection = connect(self._path(), self._wait_s)
-                self._inode = inode_of(self._path())
-                run(self._connection, "pragma wal_autocheckpoint = 0")
-                run(self._connection, "pragma cache_size = -24000")
-                self._synced, self._version = None, -1
+                self._open()
+            assert self._connection is not None
             connection = self._connection
-            if inode_of(self._path()) != self._inode:
+            if inode_of(self._path) != self._inode:
                 if self._catalog.is_there() and self._catalog.newest(self._place) != self._number:
                     self._connection = None  # all in it was trimmed, and it was dropped
                     connection.close()
                     continue
-                raise LogRewound(f"{self._path()} is gone: what is written now nobody would ever read")
+                raise LogRewound(f"{self._path} is gone: what is written now nobody would ever read")
             if self._synced is not durable:
                 # Under `full` a commit syncs all of the WAL, so the last one makes those before it durable too.
                 run(connection, f"pragma synchronous = {'full' if durable else 'normal'}")
@@ -142,11 +143,19 @@ class Tail:
     def _next(self) -> None:
         assert self._connection is not None
         self._catalog.advance(self._place, self._number, self._wait_s)
-        self._helper.finish(self._path(), self._connection)
+        self._helper.finish(self._path, self._connection)
         self._connection = None
 
-    def _path(self) -> Path:
-        return segment_path(self._catalog.root, self._place, self._number)
+    def _open(self) -> None:
+        self._path = segment_path(self._catalog.root, self._place, self._number)
+        self._connection = connection = connect(self._path, self._wait_s)
+        self._inode = inode_of(self._path)
+        run(connection, "pragma wal_autocheckpoint = 0")
+        run(connection, "pragma cache_size = -24000")
+        self._synced, self._version = None, -1
+        if self._ahead:
+            with transaction(connection):  # so that nobody writes there meanwhile
+                lengthen(Path(f"{self._path}-wal"), self._ahead)
 
     @staticmethod
     def _bytes(connection: sqlite3.Connection) -> int:
@@ -157,7 +166,7 @@ class Tail:
             start = end = self._end(connection, partition)
             if self._mine.get(partition, start) != start:
                 # Their records stand between two of ours: a range would hold both. The other one is newer.
-                raise IntegrityError(f"another writer is at work in {self._path()}")
+                raise IntegrityError(f"another writer is at work in {self._path}")
             if pending.compacted:
                 for block in pending.blocks:
                     for key, value in unpack(block.data):
