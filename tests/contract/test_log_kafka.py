@@ -395,3 +395,52 @@ def test_a_waiting_reader_hears_of_every_frontier(log: KafkaLog, names: Topics) 
             writer.seal(names.frontier, lambda _: b"frontier")
     thread.join(PATIENCE)
     assert seen == list(range(200))
+
+
+def test_a_look_does_not_wait_behind_a_request_for_more(log: KafkaLog, names: Topics) -> None:
+    """A broker answers the requests of a connection one after the other, and the one for more takes half a second."""
+    with log.reader() as reader:
+        began = time.monotonic()
+        for _ in range(12):
+            reader.wait({names.frontier: 0}, 0.02)
+            assert reader.records(names.frontier, 0) == []
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_away_is_never_taken_for_one_that_has_lost_its_topics(
+    make_kafka: Callable[..., KafkaServer], names: Topics
+) -> None:
+    broker = make_kafka()
+    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
+    log.create_topics(names.fixed())
+    errors: list[Exception] = []
+    enough, back, seen = threading.Event(), threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not enough.is_set():
+            try:
+                with log.reader() as reader:
+                    while not enough.is_set():
+                        again = back.is_set()
+                        for partition in (names.chunks, names.tables):
+                            assert reader.records(partition, 0) == []
+                            assert log.offsets(partition) == Range(0, 0)
+                        reader.wait({names.chunks: 0}, 0.01)
+                        if again:
+                            seen.set()
+            except LogUnavailable:
+                pass
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    broker.restart(hard=True)
+    back.set()
+    assert seen.wait(PATIENCE)
+    enough.set()
+    for thread in threads:
+        thread.join(2 * PATIENCE)
+    assert errors == []

@@ -92,6 +92,7 @@ class World:
         self.traffic: Traffic | None = None
         self._stack = contextlib.ExitStack()
         self._eyes: Eyes | None = None
+        self._began = time.monotonic()
         self.write()
 
     @property
@@ -147,6 +148,7 @@ class World:
         while True:
             try:
                 if reached():
+                    self.tell(what)
                     return
             except (psycopg.OperationalError, ReplicationError) as error:
                 problem = f" ({error})"
@@ -156,6 +158,10 @@ class World:
                 pytest.fail(f"{what}: not within {seconds:.0f} s{problem}\n{self.told()}")
             time.sleep(_LOOK)
 
+    def tell(self, what: str) -> None:
+        """Note what happened when; shown if the test fails."""
+        print(f"{time.monotonic() - self._began:7.2f} s  {what}")
+
     def started(self, run: Run) -> None:
         """Wait until the services of a run are there."""
         self.wait("a start", run.pids, run)
@@ -163,6 +169,7 @@ class World:
     def kill(self, run: Run, *names: str) -> bool:
         """Kill -9 services at once and wait until each runs again; False if none of them was there to be killed."""
         killed = {name: pid for name in names if (pid := run.signal(name, signal.SIGKILL))}
+        self.tell(f"kill -9 {' '.join(killed)}")
         for name, pid in killed.items():
             self.wait(f"another {name}", lambda name=name, pid=pid: run.pids().get(name, pid) != pid, run)  # type: ignore[misc]
         return bool(killed)
@@ -208,7 +215,9 @@ class World:
         self.catch_up(run)
         run.process.send_signal(signal.SIGTERM)
         assert run.process.wait(30) == 0, self.told()
+        self.tell("the end of the run")
         self.require_equal()
+        self.tell("equal")
 
     def catch_up(self, run: Run) -> None:
         """Wait until every target has what is committed at the source now."""
