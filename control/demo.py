@@ -175,9 +175,11 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
 def _kill(state: Path, *names: str) -> list[str]:
     """Kill -9 services of the run and return whom; its supervisor tells of it, and starts them again."""
     running = json.loads((state / "pids.json").read_text())
-    killed = [name for name in names if name in running]  # a snapshot worker may be done already
-    for name in killed:
-        os.kill(running[name], signal.SIGKILL)
+    killed = []
+    for name in names:
+        with contextlib.suppress(KeyError, ProcessLookupError):  # a snapshot worker may be done already
+            os.kill(running[name], signal.SIGKILL)
+            killed.append(name)
     return killed
 
 

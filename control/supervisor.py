@@ -121,18 +121,20 @@ class Supervisor:
         return result
 
     def _run(self) -> Exit:
+        changed = False
         while not self._stop:
             now = time.monotonic()
-            changed = False
             for child in self._children:
                 if child.pid == 0 and child.due is not None and child.due <= now:
                     self._start(child)
                     changed = True
             if changed:
                 self._write_pids()
+                changed = False
             dues = [c.due for c in self._children if c.pid == 0 and c.due is not None]
             self._sleep(max(0.0, min(dues) - time.monotonic()) if dues else None)
             for child, status in self._reap():
+                changed = True
                 result = self._ended(child, status)
                 if result is not None:
                     return result

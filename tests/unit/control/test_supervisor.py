@@ -155,6 +155,24 @@ def test_running_processes_stand_in_a_file(tmp_path: Path) -> None:
     assert set(found) == {"supervisor", "a"}
 
 
+def test_a_process_that_is_gone_stands_in_the_file_no_longer(tmp_path: Path) -> None:
+    """Its number may be another program's by now, and whoever reads the file may want to kill it."""
+    pids = tmp_path / "pids.json"
+
+    def wait_for_the_other() -> int:
+        deadline = time.monotonic() + 30
+        while not pids.exists() or "short" in json.loads(pids.read_text()):
+            if time.monotonic() > deadline:
+                return 1
+            time.sleep(0.001)
+        return 0
+
+    services = [Service("short", lambda: 0), Service("long", wait_for_the_other, Vital.JUDGE)]
+    code, supervisor, _ = supervise(*services, bounded=True, pids=pids)
+    assert code is Exit.DONE
+    assert supervisor.complete
+
+
 def test_a_service_that_ignores_the_stop_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("control.supervisor._STOP_SECONDS", 0.2)
     stop = StopSignal()
