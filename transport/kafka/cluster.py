@@ -98,12 +98,13 @@ class Cluster:
                         raise
                     if not passing and where.topic not in self.metadata().topics:
                         raise LogRewound(f"Kafka has no topic {where.topic}") from None
-                    time.sleep(0.01)
                     continue
                 if offset >= 0:
                     found[Partition(where.topic, where.partition)] = offset
                 elif time.monotonic() >= deadline:  # what the client answers of a broker that has gone away
                     raise LogUnavailable(f"Kafka does not say where {where.topic}/{where.partition} begins and ends")
+            if any(Partition(where.topic, where.partition) not in found for where in asked):
+                time.sleep(0.01)
         return found
 
     def end(self, partition: Partition) -> int:
