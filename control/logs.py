@@ -49,6 +49,9 @@ class LogFile:
             self._file = self._path.open("ab", buffering=0)
         self._file.write(line.encode(errors="replace") + b"\n")
 
+    def close(self) -> None:
+        self._file.close()
+
 
 def configure(
     service: str,

@@ -193,6 +193,7 @@ def _service(
         finally:
             if server is not None:
                 server.close()
+            file.close()
 
     kind = name.partition("-")[0]
     return Service(name, run, vital, lambda: wiring.preload(kind, pipeline))

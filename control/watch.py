@@ -18,7 +18,7 @@ from schemas.pipeline import Pipeline
 from schemas.states import TableState
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
 _QUICKEST, _SLOWEST = 0.02, 0.5
 _SHARE = 20
@@ -246,11 +246,11 @@ class LiveDisplay:
 
     every = 0.25
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console()
+        self._console = console or Console()
         self._rates = _Rates()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._started = False
