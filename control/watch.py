@@ -105,7 +105,8 @@ def _judge(status: PipelineStatus) -> None:
         lines = [f"{row.table} on {target}: {row.error}" for target, row in failed]
         remedies = sorted({row.remedy for _, row in failed if row.remedy})
         raise OperatorError(
-            f"{len(failed)} tables have failed, all others are complete: " + "; ".join(lines),
+            f"{len(failed)} table{'s have' if len(failed) > 1 else ' has'} failed, all others are complete: "
+            + "; ".join(lines),
             remedy="; ".join(remedies) or "see `penstock status`",
         )
 

@@ -28,7 +28,7 @@ class Topics:
         return [
             Topic(self.frontier.topic),
             Topic(self.chunks.topic),
-            Topic(self.tables.topic, compacted=True),
+            Topic(self.tables.topic),  # every version is needed for as long as there are records of it
             Topic(self.control.topic),
             Topic(self.work, WORK_PARTITIONS),
         ]

@@ -145,11 +145,13 @@ def test_nobody_answers_at_a_wrong_address(names: Topics) -> None:
 
 def test_topics_keep_everything_until_it_is_trimmed(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
     admin = AdminClient({"bootstrap.servers": kafka_broker.bootstrap})
-    for topic, compacted in ((names.frontier.topic, False), (table(names).topic, False), (names.tables.topic, True)):
+    latest = f"{names.prefix}latest"
+    log.create_topics([Topic(latest, compacted=True)])
+    for topic in (names.frontier.topic, table(names).topic, names.tables.topic, latest):
         resource = ConfigResource("topic", topic)
         config = {k: e.value for k, e in admin.describe_configs([resource])[resource].result(PATIENCE).items()}
         assert config["retention.ms"] == config["retention.bytes"] == "-1"
-        assert config["cleanup.policy"] == ("compact" if compacted else "delete")
+        assert config["cleanup.policy"] == ("compact" if topic == latest else "delete")
         assert config["unclean.leader.election.enable"] == "false"
         assert config["flush.messages"] == "1"  # one copy: acknowledged must mean synced
     assert log.problems() == []

@@ -31,7 +31,7 @@ from schemas.table import TableId
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
 from transport import open_log
-from transport.log import Log, Partition, Range, Topic
+from transport.log import Log, Partition, Range
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, TableChunks, Tables, read_setup
 
@@ -81,9 +81,6 @@ class World:
         self.topics = Topics(self.pipeline.pipeline)
         self.stack = contextlib.ExitStack()
         self.stack.callback(self.log.close)
-        # All versions of a table have the table's name as their key: compacted, those that records were written with
-        # would be gone for whoever begins to read later.
-        self.log.create_topics([Topic(self.topics.tables.topic)])
         self.db = connect(url, role="control", application="test")
         self.stack.callback(self.db.close)
         self.machines: list[Machine] = []
