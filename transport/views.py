@@ -6,15 +6,16 @@ brought up to date by `refresh` or `poll`; it never waits.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from codec.layout import Layout
-from schemas.errors import GapDetected
-from schemas.frontier import HEAL, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken, TableRegistered
+from schemas.errors import GapDetected, LogRewound
+from schemas.frontier import HEAL, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken, TableRegistered, Trimmed
 from schemas.record import decode_control, value_schema_id
 from schemas.table import Table, TableId
-from transport.log import LogReader, Partition
+from transport.log import LogReader, Partition, Record
 from transport.topics import Topics
 
 
@@ -26,28 +27,32 @@ class ValidFrontier(NamedTuple):
 
 
 class Frontiers:
-    """The valid frontiers, in order, from `start` on.
+    """The valid frontiers, in order, from `start` on; without it from where they begin, wherever that is by now.
 
     A frontier is valid if its epoch is the offset of the latest claim before it; `epoch` is the one in force at
-    `start` (-1 at the beginning of the topic). `next` and `epoch` say where the view stands: to go on from there
-    later, both must be kept.
+    `start`. `next` and `epoch` say where the view stands: to go on from there later, both must be kept. A view
+    without `start` goes on where they begin if it comes too late for some of them: whoever needs each one looks at
+    `trimmed`.
     """
 
-    def __init__(self, reader: LogReader, topics: Topics, start: int = 0, epoch: int = -1) -> None:
-        self._reader, self._partition = reader, topics.frontier
-        self.next, self.epoch = start, epoch
+    def __init__(self, reader: LogReader, topics: Topics, start: int | None = None, epoch: int = -1) -> None:
+        self._reader, self._topics, self._partition = reader, topics, topics.frontier
+        self._from_beginning, self._begun = start is None, start is not None
+        self.next, self.epoch = start or 0, epoch
         self.last: ValidFrontier | None = None
+        self.trimmed: Trimmed | None = None  # what this view has passed over, because it is forgotten
 
     @property
     def position(self) -> int:
-        """The source position of the last valid frontier seen by this view; 0 if none."""
-        return self.last.frontier.position if self.last else 0
+        """The source position of the last valid frontier that this view has seen or passed over; 0 if none."""
+        seen = self.last.frontier.position if self.last else 0
+        return max(seen, self.trimmed.position) if self.trimmed else seen
 
     def poll(self, limit: int = 1000) -> list[ValidFrontier]:
         """Return the next valid frontiers among at most `limit` records that are there; claims and the frontiers of
         superseded captures are passed over. An empty answer with `next` unchanged means there is no more."""
         found = []
-        for record in self._reader.records(self._partition, self.next, limit):
+        for record in self._records(limit):
             assert record.value is not None
             entry = decode_control(record.value)
             self.next = record.offset + 1
@@ -65,6 +70,26 @@ class Frontiers:
             at = self.next
             self.poll()
         return self.last
+
+    def _records(self, limit: int) -> list[Record]:
+        if not self._begun:
+            self._begun = True
+            self._pass_over()
+        while True:
+            try:
+                return self._reader.records(self._partition, self.next, limit)
+            except LogRewound:
+                # Trimmed since we looked where they begin, unless that is no reason.
+                if not self._from_beginning or not self._pass_over():
+                    raise
+
+    def _pass_over(self) -> bool:
+        """Go to where the frontiers begin now, if that is farther on; return whether it is."""
+        trimmed = read_trimmed(self._reader, self._topics)
+        if trimmed is None or trimmed.offset <= self.next:
+            return False
+        self.next, self.epoch, self.trimmed = trimmed.offset, trimmed.epoch, trimmed
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,3 +229,19 @@ def read_setup(reader: LogReader, topics: Topics) -> Setup | None:
             elif isinstance(entry, Setup) and entry.epoch == epoch:
                 return entry
     return None
+
+
+def read_trimmed(reader: LogReader, topics: Topics) -> Trimmed | None:
+    """Return where the frontiers begin; None as long as all are there."""
+    return max(trims(reader, topics), key=lambda trimmed: trimmed.offset, default=None)
+
+
+def trims(reader: LogReader, topics: Topics) -> Iterator[Trimmed]:
+    """Yield all that was ever said about where the frontiers begin."""
+    at = 0
+    while records := reader.records(topics.control, at):
+        for offset, _, value in records:
+            at = offset + 1
+            entry = decode_control(value) if value is not None else None
+            if isinstance(entry, Trimmed):
+                yield entry

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from codec.frames import pack, unpack
 from control.servers.kafka import KafkaServer
-from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
+from schemas.errors import GapDetected, IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
 from tests import servers
 from transport.kafka import KafkaLog
 from transport.kafka.reader import KafkaReader
@@ -315,6 +315,9 @@ def test_holes_of_a_compacted_topic_are_passed_over(log: KafkaLog, names: Topics
         assert reader.records(names.tables, 5) == []
         assert reader.records(names.tables, 6) == []
         assert not reader.wait({names.tables: 5}, 0.1)
+        for promised in (Range(0, 3), Range(1, 3)):
+            with pytest.raises(GapDetected):
+                list(reader.read(names.tables, promised))
 
 
 def share(log: KafkaLog, until: Callable[[frozenset[int]], bool]) -> str:

@@ -16,39 +16,66 @@ from transport.log import Partition, Record
 
 _WINDOW_BYTES = 32 << 20  # fetched records that a consumer's windows hold together
 UNUSED_S = 1.0  # after which a partition is taken away from the data consumer
-NO_END = 1 << 62
+
+Pair = tuple[bytes | None, bytes | None]
 
 
 @dataclass(slots=True)
 class Window:
-    """What was fetched of a partition: every record there is in `[low, at)`; those from `at` on are still to come."""
+    """What was fetched of a partition: every record there is in `[low, at)`; those from `at` on are still to come.
+
+    Lists side by side, as a record of its own for each row would cost more than all else that is done with it.
+    """
 
     low: int
     at: int
     used: float
-    records: list[Record] = field(default_factory=list)
-    size: int = 0
+    offsets: list[int] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)  # key and value
+    reaches: list[int] = field(default_factory=lambda: [0])  # bytes before each record, and after the last one
     end: int = -1  # where the broker last had no more
     error: KafkaError | None = None
 
-    def add(self, record: Record) -> int:
-        self.records.append(record)
-        self.at = record.offset + 1
-        more = len(record.key or b"") + len(record.value or b"") + 100
-        self.size += more
+    def add(self, offset: int, key: bytes | None, value: bytes | None) -> int:
+        more = 100 + (len(key) if key else 0) + (len(value) if value else 0)
+        self.at = offset + 1
+        self.offsets.append(offset)
+        self.pairs.append((key, value))
+        self.reaches.append(self.reaches[-1] + more)
         return more
 
-    def between(self, start: int, end: int) -> list[Record]:
-        first = bisect.bisect_left(self.records, start, key=_offset)
-        return self.records[first : bisect.bisect_left(self.records, end, key=_offset)]
+    @property
+    def size(self) -> int:
+        return self.reaches[-1] - self.reaches[0]
+
+    def holds(self, start: int) -> bool:
+        """Whether there is a record at or after `start`."""
+        return bool(self.offsets) and self.offsets[-1] >= start
+
+    def records(self, start: int, limit: int) -> list[Record]:
+        first = bisect.bisect_left(self.offsets, start)
+        found = zip(self.offsets[first : first + limit], self.pairs[first : first + limit], strict=True)
+        return [Record(offset, key, value) for offset, (key, value) in found]
+
+    def take(self, start: int, end: int, room: int) -> tuple[list[Pair], int]:
+        """Return the records at and after `start`, up to the first hole or `end`, and their size: as many as have
+        room, and one if there is any."""
+        first = bisect.bisect_left(self.offsets, start)
+        if first == len(self.offsets) or self.offsets[first] != start:
+            return [], 0
+        before = self.reaches[first]
+        last = min(bisect.bisect_left(self.offsets, end), bisect.bisect_right(self.reaches, before + room) - 1)
+        last = max(last, first + 1)
+        while self.offsets[last - 1] - start != last - 1 - first:
+            last -= 1
+        return self.pairs[first:last], self.reaches[last] - before
 
     def forget(self, below: int) -> int:
         """Drop the records before an offset and return how many bytes that frees."""
-        first = bisect.bisect_left(self.records, below, key=_offset)
-        freed = sum(len(r.key or b"") + len(r.value or b"") + 100 for r in self.records[:first])
-        del self.records[:first]
+        first = bisect.bisect_left(self.offsets, below)
         self.low = max(self.low, below)
-        self.size -= freed
+        freed = self.reaches[first] - self.reaches[0]
+        del self.offsets[:first], self.pairs[:first], self.reaches[:first]
         return freed
 
 
@@ -122,18 +149,24 @@ class Feed:
         first = self._consumer.poll(timeout)
         if first is None:
             return False
+        topic: str | None = None
+        number: int | None = None
+        window: Window | None = None
         for message in (first, *self._consumer.consume(1000, 0)):
-            topic, number, offset = message.topic(), message.partition(), message.offset()
-            error = message.error()
-            window = None if topic is None or number is None else self._windows.get((topic, number))
+            if message.partition() != number or message.topic() != topic:
+                topic, number = message.topic(), message.partition()
+                window = None if topic is None or number is None else self._windows.get((topic, number))
+            offset, error = message.offset(), message.error()
             if error is not None:
                 self._note(error, window, offset)
             elif window is not None and offset is not None and offset >= window.at:
-                self._size += window.add(Record(offset, message.key(), message.value()))
+                self._size += window.add(offset, message.key(), message.value())
         return True
 
     def make_room(self, partition: Partition, offset: int) -> None:
         """Keep the windows together bounded, giving up first what nobody has asked for longest."""
+        if self._size <= _WINDOW_BYTES:
+            return
         for other in sorted(self._windows, key=lambda p: self._windows[p].used):
             if self._size <= _WINDOW_BYTES:
                 return
@@ -179,7 +212,3 @@ class Feed:
             self._known = {(name, number) for name, topic in topics.items() for number in topic.partitions}
             if partition not in self._known:
                 raise LogRewound(f"Kafka has no {name_of(partition)}")
-
-
-def _offset(record: Record) -> int:
-    return record.offset

@@ -9,7 +9,7 @@ from codec.frames import pack
 from schemas.errors import GapDetected, LogRewound
 from transport.kafka.cluster import Cluster
 from transport.kafka.errors import name_of
-from transport.kafka.feed import NO_END, UNUSED_S, Feed, Window
+from transport.kafka.feed import UNUSED_S, Feed, Pair, Window
 from transport.log import Block, Partition, Range, Record
 
 _BLOCK_BYTES = 1 << 20
@@ -36,9 +36,10 @@ class KafkaReader:
                 feed = self._data
                 window = feed.place(partition, start)
             feed.check(partition, window)
-            found = window.between(start, NO_END) or self._fetch(feed, window, partition, start)
+            if not window.holds(start):
+                self._fetch(feed, window, partition, start)
             feed.make_room(partition, start)
-            return found[:limit]
+            return window.records(start, limit)
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:
         with self._cluster.translated("wait for Kafka"):
@@ -50,7 +51,7 @@ class KafkaReader:
                     if window.error is not None:
                         feed.release(partition)
                         return True  # `records` finds out what is wrong, and says it
-                    if end < window.low or window.between(end, NO_END):
+                    if end < window.low or window.holds(end):
                         return True
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -66,23 +67,21 @@ class KafkaReader:
                 return
             feed = self._data
             feed.sweep()
-            batch: list[tuple[bytes | None, bytes | None]] = []
+            batch: list[Pair] = []
             size = 0
             while at < end:
                 window = feed.place(partition, at)
-                found = window.between(at, end)
+                found, more = window.take(at, end, _BLOCK_BYTES - size)
                 if not found:
+                    if window.at > at:
+                        raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
                     self._await(feed, window, partition, wanted, at)
                     continue
-                for record in found:
-                    if record.offset != at:
-                        raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
-                    more = 8 + len(record.key or b"") + len(record.value or b"")
-                    if batch and size + more > _BLOCK_BYTES:
-                        yield Block(len(batch), pack(batch))
-                        batch, size = [], 0
-                    batch.append((record.key, record.value))
-                    size, at = size + more, at + 1
+                if batch and size + more > _BLOCK_BYTES:
+                    yield Block(len(batch), pack(batch))
+                    batch, size = [], 0
+                batch += found
+                size, at = size + more, at + len(found)
                 del found
                 feed.make_room(partition, at)
             yield Block(len(batch), pack(batch))
@@ -91,7 +90,7 @@ class KafkaReader:
         for feed in filter(None, (self._front_feed, self._data_feed)):
             feed.close()
 
-    def _fetch(self, feed: Feed, window: Window, partition: Partition, start: int) -> list[Record]:
+    def _fetch(self, feed: Feed, window: Window, partition: Partition, start: int) -> None:
         """Nothing has come; ask whether there is anything, as an empty answer must be true."""
         end = self._cluster.end(partition)
         if start > end:
@@ -99,24 +98,21 @@ class KafkaReader:
             raise LogRewound(f"offset {start} is beyond the end {end} of {name_of(partition)}")
         deadline = time.monotonic() + self._cluster.deadline_s
         # The end may have no record of its own: control records take offsets, and so do those that were compacted.
-        while start < end and window.end < end and not window.between(start, NO_END):
+        while start < end and window.end < end and not window.holds(start):
             if time.monotonic() >= deadline:
                 raise feed.silent(f"read {name_of(partition)}")
             feed.pump(0.1)
             feed.check(partition, window)
-        return window.between(start, NO_END)
 
     def _await(self, feed: Feed, window: Window, partition: Partition, wanted: Range, at: int) -> None:
-        """Return when the record at `at`, which was promised, has come."""
+        """Return when the record at `at`, which was promised, has come, or one after it."""
         began = time.monotonic()
         look = began + 0.2
         while True:
             feed.check(partition, window)
             feed.pump(0.1)
-            if window.between(at, wanted.end):
-                return
             if window.at > at:
-                raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
+                return
             feed.make_room(partition, at)
             now = time.monotonic()
             if now >= began + self._cluster.deadline_s:
