@@ -9,7 +9,7 @@ import pytest
 
 from tests.fault.world import Balance, World
 
-ROUNDS = 8
+ROUNDS = 5
 
 # By database and not by name: a connection that does not say whose it is would be missed. The application's stays.
 CUT = """

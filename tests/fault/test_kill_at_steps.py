@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from schemas.states import TableState
+from tests.fault.conftest import MakeWorld
 from tests.fault.world import World, ledger
-from transport.log import Partition
 
 
 def test_a_holder_is_killed_while_it_sets_up(world: World) -> None:
@@ -27,22 +27,17 @@ def test_a_holder_is_killed_while_it_sets_up(world: World) -> None:
     world.finish(run)
 
 
-def test_a_snapshot_that_is_lost_in_the_middle_of_a_load_is_healed(world: World) -> None:
-    """Chunks become final only when capture has passed their snapshot. While it is stopped, both workers have read
-    and neither is done: then one of them dies, and the snapshot with its holder."""
+def test_a_snapshot_that_is_lost_in_the_middle_of_a_load_is_healed(
+    make_world: MakeWorld, source_db: str, target_db: str, log_lines: str
+) -> None:
+    """When the first of many chunks of a table is final, whoever holds the snapshot dies, and all who read in it."""
+    world = make_world(source_db, target_db, log_lines, 20_000)
     world.begin_traffic(rate=500)
     eyes = world.look()
     run = world.start()
-    world.started(run)
-    assert run.signal("capture", signal.SIGSTOP)
-    load = eyes.topics.load(ledger()).topic
-    world.wait("a plan", lambda: eyes.setup() and eyes.chunks().of(ledger()).plan, run)
-    world.wait("rows of both workers", lambda: all(eyes.end(Partition(load, n)) for n in (0, 1)), run)
-    assert not eyes.chunks().of(ledger()).manifests
-    assert run.signal("holder", signal.SIGKILL)
-    assert world.kill(run, "snapshot-1")
-    world.more_commits(100)
-    assert run.signal("capture", signal.SIGCONT)
+    world.wait("a final chunk", lambda: eyes.setup() and eyes.chunks().of(ledger()).manifests, run)
+    assert world.kill(run, "holder", "snapshot-0", "snapshot-1")
+    assert not eyes.chunks().of(ledger()).complete()
     world.wait("healing", lambda: eyes.chunks().of(ledger()).healed, run)
     world.wait("live tables", world.all_live, run)
     assert len(eyes.chunks().of(ledger()).snapshots()) > 1

@@ -54,7 +54,7 @@ def own_broker(make_kafka: Callable[..., KafkaServer]) -> KafkaServer:
     return make_kafka()
 
 
-def test_the_broker_dies(make_world: MakeWorld, source_db: str, target_db: str, own_broker: KafkaServer) -> None:
+def test_the_broker_dies(own_broker: KafkaServer, make_world: MakeWorld, source_db: str, target_db: str) -> None:
     world = make_world(source_db, target_db, f"log: kafka://{own_broker.bootstrap}\n")
     traffic = world.begin_traffic()
     run = world.start()
