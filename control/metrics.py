@@ -24,12 +24,10 @@ MetricName = Literal[
     "lag_seconds",
     # Gauge: bytes of the source's log between its end and where this service stands.
     "lag_bytes",
-    # Gauge: tables that are live on the target of this service.
-    "tables_live",
-    # Gauge: tables that have failed on the target of this service.
+    # Counter: tables that this service has stopped with an error.
     "tables_failed",
 ]
-GAUGES = frozenset({"lag_seconds", "lag_bytes", "tables_live", "tables_failed"})
+GAUGES = frozenset({"lag_seconds", "lag_bytes"})
 RunnerMetric = Literal[
     # Counter: pieces of work done.
     "steps",

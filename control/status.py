@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from apply.target import NOWHERE, Progress, TableProgress, Target, find_target
+from apply.target import NOWHERE, MakeTarget, Progress, TableProgress, Target, find_target
 from control.wiring import exists
 from schemas.errors import ReplicationError
 from schemas.frontier import HEAL, Claim, Frontier, Setup
@@ -99,11 +99,13 @@ class PipelineStatus:
         return asdict(self)
 
 
-class _TargetView:
+class TargetView:
     """A connection to one target, made again when it is lost."""
 
-    def __init__(self, settings: TargetSettings, pipeline: str, clock: Callable[[], float]) -> None:
-        self.settings, self._pipeline, self._clock = settings, pipeline, clock
+    def __init__(
+        self, settings: TargetSettings, pipeline: str, clock: Callable[[], float], make: MakeTarget = find_target
+    ) -> None:
+        self.settings, self._pipeline, self._clock, self._make = settings, pipeline, clock, make
         self._target: Target | None = None
         self._again_at = 0.0
         self.error = "not reached yet"
@@ -116,7 +118,7 @@ class _TargetView:
             return
         try:
             if self._target is None:
-                target = find_target(self.settings, self._pipeline)
+                target = self._make(self.settings, self._pipeline)
                 self._target = target
                 target.open(identity)
             self.groups = self._target.groups()
@@ -161,7 +163,7 @@ class Collector:
         self._pipeline, self._log, self._now = pipeline, log, now
         self._topics = Topics(pipeline.pipeline)
         names = set(targets) if targets is not None else {target.name for target in pipeline.targets}
-        self._views = [_TargetView(t, pipeline.pipeline, clock) for t in pipeline.targets if t.name in names]
+        self._views = [TargetView(t, pipeline.pipeline, clock) for t in pipeline.targets if t.name in names]
         self._stack = contextlib.ExitStack()
         self._reader: LogReader | None = None
         self._identity = ""
@@ -213,7 +215,7 @@ class Collector:
             view.refresh(self._identity)
         return [(view.settings, view.error, self._of(view), view.groups) for view in self._views]
 
-    def _of(self, view: _TargetView) -> dict[TableId, TableProgress]:
+    def _of(self, view: TargetView) -> dict[TableId, TableProgress]:
         """The tables of a target that the pipeline has now, whether or not the target knows them yet."""
         found = {}
         for version in self._chosen:
@@ -260,7 +262,7 @@ class Collector:
 
     def _target_status(
         self,
-        view: _TargetView,
+        view: TargetView,
         error: str,
         tables: dict[TableId, TableProgress],
         groups: dict[int, Progress],

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from control.service import Loop, StopSignal
 from schemas.errors import LogRewound
 from schemas.pipeline import Pipeline
 from transport import open_log
 from transport.log import Log
+
+if TYPE_CHECKING:
+    from apply.loop import Apply
+    from snapshot.loop import SnapshotWorker
 
 A_LOOK = 10.0
 """Patience of commands that only look: somebody waits for the answer."""
@@ -94,12 +100,13 @@ def holder(pipeline: Pipeline, stop: StopSignal) -> Make:
 
 def capture(pipeline: Pipeline, stop: StopSignal) -> Make:
     """Capture: the source's changes into the log."""
+    from capture.loop import CaptureService
     from capture.loop import open as open_capture
 
     @contextmanager
     def make() -> Iterator[Loop]:
         with opened_log(pipeline) as log, contextlib.ExitStack() as stack:
-            yield _AfterLog(log, stop, lambda: stack.enter_context(open_capture(pipeline, log)))
+            yield _AfterLog(log, stop, lambda: stack.enter_context(open_capture(pipeline, log)), CaptureService.metrics)
 
     return make
 
@@ -111,7 +118,7 @@ def snapshot(pipeline: Pipeline, stop: StopSignal, number: int) -> Make:
     @contextmanager
     def make() -> Iterator[Loop]:
         with opened_log(pipeline) as log, contextlib.ExitStack() as stack:
-            yield _AfterLog(log, stop, lambda: stack.enter_context(open_worker(pipeline, log, number)))
+            yield _AfterLog(log, stop, lambda: stack.enter_context(open_worker(pipeline, log, number)), _read_figures)
 
     return make
 
@@ -129,17 +136,53 @@ def apply(pipeline: Pipeline, stop: StopSignal, name: str, *, follows: bool) -> 
             target = find_target(settings, pipeline.pipeline)
             loop = Apply(pipeline.pipeline, log, target, name=settings.name, tables=settings.tables, follows=follows)
             with contextlib.closing(loop):
-                yield loop
+                yield _Counted(loop)
 
     return make
 
 
-class _AfterLog:
+def _read_figures(worker: SnapshotWorker) -> dict[str, float]:
+    return {"rows": worker.rows, "bytes": worker.bytes, "chunks": worker.chunks_final}
+
+
+class _Counted:
+    """An apply worker with its figures by the names that control knows."""
+
+    def __init__(self, worker: Apply) -> None:
+        self._stats = worker.stats
+        self.step, self.wait = worker.step, worker.wait
+
+    def metrics(self) -> dict[str, float]:
+        stats = self._stats
+        figures: dict[str, float] = {
+            "rows": stats.rows_loaded + stats.changes,
+            "chunks": stats.chunks_loaded,
+            "commits": stats.batches + stats.chunks_loaded,
+            "tables_failed": stats.failures,
+        }
+        if stats.captured_at:
+            figures["lag_seconds"] = max(0.0, time.time() - stats.captured_at / 1_000_000)
+        return figures
+
+
+L = TypeVar("L", bound=Loop)
+
+
+class _AfterLog(Generic[L]):
     """A loop that is opened when its log is there."""
 
-    def __init__(self, log: Log, stop: StopSignal, open_loop: Callable[[], Loop]) -> None:
-        self._waiting, self._open = _NotYet(log, stop), open_loop
-        self._loop: Loop | None = None
+    def __init__(
+        self,
+        log: Log,
+        stop: StopSignal,
+        open_loop: Callable[[], L],
+        figures: Callable[[L], Mapping[str, float]],
+    ) -> None:
+        self._waiting, self._open, self._figures = _NotYet(log, stop), open_loop, figures
+        self._loop: L | None = None
+
+    def metrics(self) -> Mapping[str, float]:
+        return self._figures(self._loop) if self._loop is not None else {}
 
     @property
     def done(self) -> bool:

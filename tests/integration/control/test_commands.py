@@ -1,16 +1,22 @@
 """Commands on real servers: what `check`, `run`, `status` and `log` tell a person, before, in and after trouble."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
 from control.servers.postgres import PostgresServer
+from control.servers.process import free_port
 
 SECRET = "hunter2secret"
 SECONDS = 90
@@ -50,6 +56,22 @@ class Penstock:
         assert done.returncode == code, done.stdout
         assert "Traceback" not in done.stdout
         return done.stdout
+
+    @contextlib.contextmanager
+    def running(self, command: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a command that does not end by itself for the length of the block, and stop it."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "control", command, str(self.file), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            said, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, said
 
     def findings(self, code: int = 0) -> dict[str, tuple[str, bool]]:
         """What `check --json` finds: the remedy of each problem, and whether it has to be mended."""
@@ -148,6 +170,34 @@ def test_a_role_without_rights_is_led_to_check_which_mends_all(penstock: Penstoc
     penstock("run", "--until-caught-up")
 
 
+def test_services_tell_their_figures(penstock: Penstock) -> None:
+    """Each as a command of its own, as in Kubernetes."""
+    ports = {"capture": free_port(), "apply": free_port()}
+    with contextlib.ExitStack() as stack:
+        for command, port in ports.items():
+            stack.enter_context(penstock.running(command, "--metrics-port", str(port)))
+        penstock("snapshot")
+        expected = {"capture": ("penstock_frontiers_total", 1.0), "apply": ("penstock_rows_total", 500.0)}
+        for command, (name, least) in expected.items():
+            deadline = time.monotonic() + SECONDS
+            while figures(ports[command]).get(name, 0.0) < least:
+                assert time.monotonic() < deadline, figures(ports[command])
+                time.sleep(0.05)
+        assert figures(ports["apply"])["penstock_chunks_total"] >= 1
+        assert figures(ports["capture"])["penstock_ready"] == 1
+        assert 0 <= figures(ports["capture"])["penstock_lag_seconds"] < SECONDS
+
+
+def figures(port: int) -> dict[str, float]:
+    """What a service tells, by name; nothing while it does not serve yet."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+    except urllib.error.URLError:
+        return {}
+    return {line.partition("{")[0]: float(line.split()[-1]) for line in lines if not line.startswith("#")}
+
+
 def test_passwords_are_never_written(penstock: Penstock, poor_role: str, tmp_path: Path) -> None:
     penstock.write(source=with_password(penstock.source, poor_role), target=with_password(penstock.target, "nobody"))
     commands: list[Callable[[], object]] = [
@@ -168,31 +218,19 @@ def test_passwords_are_never_written(penstock: Penstock, poor_role: str, tmp_pat
 
 def test_passwords_are_in_no_command_line(penstock: Penstock) -> None:
     """A run's processes have no other arguments than those a person gave."""
-    import psutil
-
     role = f"secret_{os.urandom(4).hex()}"
     sql(penstock.source, f"create role {role} superuser login password '{SECRET}'")
     penstock.write(source=with_password(penstock.source, role))
-    run = subprocess.Popen(
-        [sys.executable, "-m", "control", "run", str(penstock.file)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+    with penstock.running("run") as run:
         assert run.stdout is not None
         for line in run.stdout:
             if "1 of 1 tables live" in line:
                 break
         processes = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
         lines = [" ".join(process.cmdline()) for process in processes]
-        assert len(lines) >= 4
-        assert [line for line in lines if SECRET in line] == []
-    finally:
-        run.terminate()
-        run.communicate(timeout=30)
-        sql(penstock.source, f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}")
-    assert run.returncode == 0
+    sql(penstock.source, f"reassign owned by {role} to postgres; drop owned by {role}; drop role {role}")
+    assert len(lines) >= 4
+    assert [line for line in lines if SECRET in line] == []
 
 
 def test_a_source_that_writes_no_logical_log_is_told_with_its_remedy(tmp_path: Path, target_db: str) -> None:

@@ -1,0 +1,263 @@
+"""The trimmer: lets the log forget what every target has applied.
+
+Before anything is forgotten a `Trimmed` is durable that says where the frontiers begin from then on: whoever reads
+them from the beginning begins there, so nobody meets a frontier whose rows are gone. Killed at any point the trimmer
+is simply started again: what it has announced and not carried out it finds at the log's own beginning.
+
+As long as there is room, nothing is forgotten: a target that is added later is then loaded from the log alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from apply.target import MakeTarget, Progress, TableProgress, find_target
+from control.status import TargetView
+from control.wiring import exists
+from schemas.frontier import Setup, Trimmed
+from schemas.pipeline import Mode, Pipeline, matches
+from schemas.record import encode_control
+from schemas.states import TableState
+from schemas.table import TableId
+from snapshot.rules import LOAD_PARTITIONS
+from transport.log import Log, LogReader, LogWriter, Partition
+from transport.topics import Topics
+from transport.views import Chunks, Frontiers, Tables, ValidFrontier, read_setup, trims
+
+_log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
+FULL_LOOK_SECONDS = 0.5
+"""How often the targets are asked, and how often when the log is full enough to be trimmed."""
+
+FULL_FROM = 0.25
+"""The share of its budget from which on a log is trimmed, as often as there is anything to be trimmed."""
+
+WARN_FROM = 0.75
+WARN_SECONDS = 60.0
+"""The share of the budget from which on people are told what holds the log, and how often."""
+
+MOST_FRONTIERS = 100_000
+"""That are kept, however little room they take: who starts reads them all."""
+
+MOST_RECORDS = 1_000_000
+"""That are kept in a log that does not know how much room it takes, or has no limit."""
+
+_READ_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one target says of itself."""
+
+    name: str
+    error: str  # why it can't be asked
+    tables: Mapping[TableId, TableProgress]
+    groups: Mapping[int, Progress]
+
+
+class Held(Exception):
+    """Nothing may be trimmed; the message says why."""
+
+
+def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Chunks, mode: Mode) -> int:
+    """Return the offset in `p.frontier` before which nothing is needed by any target. Raises `Held`.
+
+    A table that is not live yet may need everything. One that has failed may be told to go on from where it stopped.
+    """
+    if mode is not Mode.CHANGES:
+        for table in chosen:
+            if not chunks.of(table).complete():
+                raise Held(f"{table} is being read at the source")
+    places = []
+    for answer in answers:
+        if answer.error:
+            raise Held(f"target {answer.name} can't be asked: {answer.error}")
+        for table, progress in answer.tables.items():
+            plan = chunks.of(table).plan
+            failed = progress.state is TableState.FAILED and progress.progress.offset >= 0
+            if not failed and progress.state is not TableState.LIVE:
+                raise Held(f"{table} on target {answer.name} is {progress.state}")
+            if plan is not None and progress.generation < plan.generation:
+                raise Held(f"{table} on target {answer.name} is to be loaded again")
+            places.append(progress.progress.offset if failed else answer.groups[progress.group].offset)
+        places += [progress.offset for progress in answer.groups.values()]
+    if not places:
+        raise Held("no target has a table")
+    return min(places)
+
+
+class Trimmer:
+    """The trimmer of one pipeline, as a machine of small steps."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        log: Log,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+        make_target: MakeTarget = find_target,
+    ) -> None:
+        self._pipeline, self._log = pipeline, log
+        self._clock, self._now, self._sleep = clock, now, sleep
+        self._topics = Topics(pipeline.pipeline)
+        self._views = [TargetView(target, pipeline.pipeline, clock, make_target) for target in pipeline.targets]
+        self._stack = contextlib.ExitStack()
+        self._reader: LogReader | None = None
+        self._writer: LogWriter | None = None
+        self._identity = ""
+        self._setup: Setup | None = None
+        self._chunks: Chunks
+        self._chosen: list[TableId] = []
+        self._look_at = clock() + LOOK_SECONDS  # who has just started wants to begin, not to tidy up
+        self._warn_at = 0.0
+
+        self._frontiers: Frontiers
+        self._until = 0  # the frontiers before it are read
+        self._last: ValidFrontier | None = None  # the last of them, which stays
+        self._passed: ValidFrontier | None = None  # the one before it
+        self._commit_time = 0
+        self._ends: dict[Partition, int] = {}  # of the ranges of those before it
+        self._count = self._records = 0
+        self._unfinished = False  # whether an earlier trimmer announced more than it carried out
+        self._todo: deque[tuple[Partition, int | None]] = deque()
+        self._loads_at = -1  # how far `p.chunks` was read when the loads were trimmed last
+
+    def step(self) -> bool:
+        """Do one bounded piece of work and say whether there was any. Raises what the log raises; a target that
+        can't be asked holds everything, and is asked again."""
+        if self._reader is None or self._setup is None:
+            return self._begin()
+        if self._todo:
+            partition, end = self._todo.popleft()
+            self._log.trim(partition, self._log.offsets(partition).end if end is None else end)
+            return True
+        if self._frontiers.next < self._until:
+            self._read_on()
+            return True
+        if self._last is not None and self._is_worth_it():
+            self._announce(self._last)
+            return True
+        if self._clock() < self._look_at:
+            return False
+        self._look()
+        return self._frontiers.next < self._until
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there may be something to do, at most `timeout` seconds."""
+        self._sleep(max(0.0, min(timeout, self._look_at - self._clock())) if self._setup else min(timeout, 0.2))
+
+    def close(self) -> None:
+        """Let go of targets and log; never raises."""
+        for view in self._views:
+            view.close()
+        with contextlib.suppress(Exception):
+            self._stack.close()
+
+    def _begin(self) -> bool:
+        """Wait for a log with a setup in it, and begin where the log does."""
+        if self._reader is None:
+            if not exists(self._log):
+                return False
+            made = {topic.name for topic in self._log.topics(self._topics.prefix)}
+            if not {topic.name for topic in self._topics.fixed()} <= made:
+                return False
+            self._identity = self._log.identity()
+            self._reader = self._stack.enter_context(self._log.reader())
+        setup = read_setup(self._reader, self._topics)
+        if setup is None:
+            return False
+        tables = Tables(self._reader, self._topics)
+        self._chosen = [tables.by_schema(schema_id).table.id for schema_id in setup.tables]
+        self._chunks = Chunks(self._reader, self._topics)
+        start = self._log.offsets(self._topics.frontier).start
+        announced = sorted(trims(self._reader, self._topics), key=lambda trimmed: trimmed.offset)
+        # All that was trimmed was announced, but not the reverse: the frontiers themselves go last.
+        begin = next((trimmed for trimmed in announced if start and trimmed.offset >= start), None)
+        if begin is None:
+            self._frontiers = Frontiers(self._reader, self._topics, start)
+        else:
+            self._frontiers = Frontiers(self._reader, self._topics, begin.offset, begin.epoch)
+            self._commit_time = begin.commit_time
+        self._unfinished = bool(announced) and self._frontiers.next < announced[-1].offset
+        self._setup = setup
+        return True
+
+    def _look(self) -> None:
+        """Ask the targets how far they are."""
+        assert self._setup is not None
+        full = self._full()
+        self._look_at = self._clock() + (FULL_LOOK_SECONDS if full >= FULL_FROM else LOOK_SECONDS)
+        try:
+            answers = [self._ask(view) for view in self._views]
+            self._chunks.refresh()  # only now: what a target must take is planned before it has
+            self._until = needed_from(answers, self._chosen, self._chunks, Mode(self._setup.mode))
+        except Held as held:
+            if full >= WARN_FROM and self._clock() >= self._warn_at:
+                self._warn_at = self._clock() + WARN_SECONDS
+                _log.warning("the log is %.0f %% full and can't be trimmed: %s", full * 100, held)
+
+    def _ask(self, view: TargetView) -> Answer:
+        view.refresh(self._identity)
+        name, patterns = view.settings.name, view.settings.tables
+        tables = {
+            table: view.tables.get(table) or TableProgress(table, -1)
+            for table in self._chosen
+            if matches(table, patterns)
+        }
+        return Answer(name, view.error, tables, view.groups)
+
+    def _read_on(self) -> None:
+        """Read the next frontiers that no target needs, and add up what they name; all but the last may go."""
+        for valid in self._frontiers.poll(min(_READ_AT_ONCE, self._until - self._frontiers.next)):
+            passed, self._last = self._last, valid
+            if passed is None:
+                continue
+            self._passed = passed
+            self._commit_time = passed.frontier.commit_time or self._commit_time
+            self._count += 1
+            for named in passed.frontier.ranges:
+                self._ends[Partition(named.topic, named.partition)] = named.end
+                self._records += named.end - named.start
+
+    def _is_worth_it(self) -> bool:
+        if self._unfinished:
+            return self._passed is not None
+        if self._passed is None and self._loads_at == self._chunks.next:
+            return False
+        if self._full() >= FULL_FROM or self._count >= MOST_FRONTIERS:
+            return True
+        return self._records >= MOST_RECORDS and not self._log.usage().budget
+
+    def _full(self) -> float:
+        used, budget = self._log.usage()
+        return used / budget if budget else 0.0
+
+    def _announce(self, last: ValidFrontier) -> None:
+        """Say where the frontiers begin from now on, and note what may go therefore; the frontiers themselves go
+        last, because they tell the next trimmer what else may."""
+        assert self._setup is not None
+        offset, frontier = last
+        max_xid = self._passed.frontier.max_xid if self._passed is not None else 0
+        trimmed = Trimmed(
+            offset, frontier.epoch, frontier.after, self._commit_time, max_xid, int(self._now() * 1_000_000)
+        )
+        if self._writer is None:
+            self._writer = self._stack.enter_context(self._log.writer("control"))
+        self._writer.put(self._topics.control, encode_control(trimmed), b"trimmed")
+        self._todo.extend(self._ends.items())
+        if self._loads_at != self._chunks.next:
+            self._loads_at = self._chunks.next
+            topics = dict.fromkeys(self._topics.load(table, self._setup.shared_topics).topic for table in self._chosen)
+            self._todo.extend((Partition(topic, number), None) for topic in topics for number in range(LOAD_PARTITIONS))
+        self._todo.append((self._topics.frontier, offset))
+        self._ends.clear()
+        self._passed, self._unfinished = None, False
+        self._count = self._records = 0
