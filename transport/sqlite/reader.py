@@ -68,9 +68,6 @@ class SqliteReader:
             at, end = wanted
             if at >= end:
                 return
-            if end > (there := self.offsets(partition).end):
-                name = f"{partition.topic}/{partition.number}"
-                raise LogRewound(f"{name} ends at {there}, before {end}")
             batch: list[bytes] = []
             number = size = 0
             for base, found in self._blocks(partition, at, end, 4):
@@ -88,6 +85,8 @@ class SqliteReader:
                 number, size, at = number + held, size + len(data), at + held
             if at != end:
                 name = f"{partition.topic}/{partition.number}"
+                if end > (there := self.offsets(partition).end):
+                    raise LogRewound(f"{name} ends at {there}, before {end}")
                 raise GapDetected(f"{name} holds no record at {at}, though it begins before and ends after it")
             yield Block(number, batch[0] if len(batch) == 1 else b"".join(batch))
 
