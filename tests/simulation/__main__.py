@@ -1,7 +1,8 @@
 """Run histories: `python -m tests.simulation [--histories N] [--seed S] [--jobs J] [--break MISTAKE]`.
 
-A history that fails is told with the command that replays it, shrunk to fewer turns and faults, and kept in `kept/`,
-from where the tests run it from then on.
+A history that fails is told with the command that replays it; the first one is shrunk to fewer turns and faults, and
+kept in `kept/`, from where the tests run it from then on. With a mistake made on purpose it is the other way round:
+one of the histories must fail.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from schemas.errors import ReplicationError
 from tests.simulation.mistakes import MISTAKES
-from tests.simulation.world import History, World
+from tests.simulation.world import History, Violated, World
 
 KEPT = Path(__file__).parent / "kept"
-SHARE = 50  # histories that one process runs before it says so
+SHARE = 25  # histories that one process runs before it says so
+PROGRESS_SECONDS = 10.0
 
 
 class Failure(NamedTuple):
@@ -30,6 +33,7 @@ class Failure(NamedTuple):
 
     history: History
     message: str
+    found: bool  # by what the world or the loops look after; otherwise something just broke
     happened: list[tuple[int, str]]
     turns: int
 
@@ -42,8 +46,9 @@ def run(history: History, *, trace: bool = False) -> Failure | None:
     except Exception as error:
         if trace:
             traceback.print_exc()
-        message = f"{type(error).__name__}: {error}" if str(error) else traceback.format_exc()
-        return Failure(history, message, world.faults.happened, min(world.turn, world.turns))
+        found = isinstance(error, Violated | ReplicationError)
+        message = f"{type(error).__name__}: {error}" if found else traceback.format_exc()
+        return Failure(history, message, found, world.faults.happened, min(world.turn, world.turns))
     return None
 
 
@@ -89,86 +94,113 @@ def kept(path: Path) -> History:
     return History(data["seed"], data["turns"], None if data["only"] is None else frozenset(data["only"]))
 
 
-def _some(first: int, number: int, mistake: str | None) -> list[Failure]:
+def _prepare(mistake: str | None) -> None:
+    """Make this process ready to run histories."""
     logging.disable(logging.CRITICAL)
-    if mistake is not None and not _made:
+    if mistake is not None:
         MISTAKES[mistake]()
-        _made.append(mistake)
-    return [failure for seed in range(first, first + number) if (failure := run(History(seed))) is not None]
 
 
-_made: list[str] = []
+def _some(first: int, number: int) -> tuple[int, list[Failure]]:
+    failures = [failure for seed in range(first, first + number) if (failure := run(History(seed))) is not None]
+    return number, failures
 
 
-def _all(first: int, number: int, mistake: str | None, jobs: int) -> Iterator[list[Failure]]:
-    shares = [(seed, min(SHARE, first + number - seed), mistake) for seed in range(first, first + number, SHARE)]
+def _all(first: int, number: int, mistake: str | None, jobs: int) -> Iterator[tuple[int, list[Failure]]]:
+    """Run histories, share by share; yield how many each one ran, and which of them failed."""
+    shares = [(seed, min(SHARE, first + number - seed)) for seed in range(first, first + number, SHARE)]
     if jobs == 1:
         yield from (_some(*share) for share in shares)
         return
-    with ProcessPoolExecutor(jobs) as pool:
-        for found in pool.map(_some, *zip(*shares, strict=True)):
-            yield found
-            if found and mistake is not None:
-                pool.shutdown(cancel_futures=True)
-                return
+    pool = ProcessPoolExecutor(jobs, initializer=_prepare, initargs=(mistake,))
+    try:
+        yield from pool.map(_some, *zip(*shares, strict=True))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _tell(failure: Failure, mistake: str | None) -> None:
+    seed, suffix = failure.history.seed, f" --break {mistake}" if mistake else ""
+    print(f"seed {seed}: {failure.message[-1500:]}")
+    print(f"  replay: python -m tests.simulation --replay {seed} --trace{suffix}", flush=True)
+
+
+def _shrink_and_keep(failure: Failure, seconds: float) -> None:
+    smallest = shrink(failure, seconds)
+    print(f"  shrunk to {smallest.turns} turns and {len(smallest.happened)} faults: {smallest.message[-600:]}")
+    for _, what in smallest.happened:
+        print(f"    {what}")
+    print(f"  kept: python -m tests.simulation --replay {os.path.relpath(keep(smallest))} --trace", flush=True)
+
+
+def search(first: int, number: int, jobs: int, seconds: float) -> int:
+    """Run histories to the end and tell of those that fail; return 1 if there are any."""
+    began = told = time.monotonic()
+    done = 0
+    seeds: list[int] = []
+    for ran, failures in _all(first, number, None, jobs):
+        done += ran
+        for failure in failures:
+            _tell(failure, None)
+            if seconds and not seeds:
+                _shrink_and_keep(failure, seconds)
+            seeds.append(failure.history.seed)
+        now = time.monotonic()
+        if now - told > PROGRESS_SECONDS:
+            told = now
+            print(f"{done} of {number} histories, {len(seeds)} failed, {done / (now - began):.0f} a second", flush=True)
+    print(f"{done} histories, {len(seeds)} failed, {done / (time.monotonic() - began):.0f} a second")
+    if seeds:
+        print(f"failing seeds: {', '.join(map(str, seeds))}")
+    return int(bool(seeds))
+
+
+def find(mistake: str, first: int, number: int, jobs: int, seconds: float) -> int:
+    """Run histories with a mistake until one fails; return 1 if none does, or if it is the mistake that is broken."""
+    done = 0
+    for ran, failures in _all(first, number, mistake, jobs):
+        done += ran
+        if failures:
+            _tell(failures[0], mistake)
+            if seconds:
+                _shrink_and_keep(failures[0], seconds)
+            print(f"{mistake}: found by seed {failures[0].history.seed}, within {done} histories")
+            return int(not failures[0].found)
+    print(f"{mistake}: NOT FOUND within {done} histories")
+    return 1
+
+
+def replay(what: str, *, trace: bool) -> int:
+    """Run one history again, by its seed or from its file; return 1 if it fails."""
+    failure = run(History(int(what)) if what.isdigit() else kept(Path(what)), trace=trace)
+    print(f"fails: {failure.message}" if failure else "holds")
+    return int(failure is not None)
 
 
 def main() -> int:
-    """Return 1 if a history failed; with a mistake made on purpose, if none did."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
-    parser.add_argument("--histories", type=int, default=1000, metavar="N", help="how many")
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="of the first; each next one has the next seed"
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="J", help="processes")
+    parser.add_argument("--histories", type=int, default=1000, metavar="N", help="how many (1000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first, each next one has the next (0)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="J", help="processes (one for each core)")
     parser.add_argument("--break", dest="mistake", choices=sorted(MISTAKES), help="make a mistake on purpose")
-    parser.add_argument("--trace", action="store_true", help="tell every call outwards")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="run one kept history")
+    parser.add_argument("--replay", metavar="SEED|FILE", help="run one history, by its seed or as it was kept")
+    parser.add_argument("--trace", action="store_true", help="tell every call outwards of the one that is replayed")
     parser.add_argument(
-        "--shrink", type=float, default=20.0, metavar="SECONDS", help="how long to shrink; 0: not at all"
+        "--shrink", type=float, metavar="SECONDS", help="how long to shrink; 0: not at all, nor keep (20; mistakes: 0)"
     )
     arguments = parser.parse_args()
-    logging.disable(logging.CRITICAL)
-    if arguments.trace or arguments.replay:
-        if arguments.mistake:
-            MISTAKES[arguments.mistake]()
-        history = kept(arguments.replay) if arguments.replay else History(arguments.seed)
-        failure = run(history, trace=arguments.trace)
-        print(f"fails: {failure.message}" if failure else "holds")
-        return int(failure is not None)
-
-    began, failures, done = time.monotonic(), 0, 0
-    for found in _all(arguments.seed, arguments.histories, arguments.mistake, arguments.jobs):
-        done += SHARE
-        for failure in found:
-            failures += 1
-            seed = failure.history.seed
-            print(f"seed {seed}: {failure.message[:1500]}")
-            suffix = f" --break {arguments.mistake}" if arguments.mistake else ""
-            print(f"  replay: python -m tests.simulation --seed {seed} --trace{suffix}", flush=True)
-        if found and arguments.mistake:
-            break
-        if found and arguments.shrink and failures == len(found):
-            smallest = shrink(found[0], arguments.shrink)
-            print(f"  shrunk to {smallest.turns} turns and {len(smallest.happened)} faults: {smallest.message[:600]}")
-            for _, what in smallest.happened:
-                print(f"    {what}")
-            print(f"  kept: python -m tests.simulation --replay {os.path.relpath(keep(smallest))} --trace", flush=True)
-    seconds = time.monotonic() - began
+    _prepare(arguments.mistake)
+    if arguments.replay:
+        return replay(arguments.replay, trace=arguments.trace)
+    some = arguments.seed, arguments.histories, arguments.jobs
     if arguments.mistake:
-        print(f"{arguments.mistake}: {'found' if failures else 'NOT FOUND'} within {done} histories, {seconds:.1f} s")
-        return int(not failures)
-    rate = arguments.histories / seconds
-    print(f"{arguments.histories} histories, {failures} failed, {rate:.0f} a second")
-    return int(failures > 0)
+        return find(arguments.mistake, *some, arguments.shrink or 0.0)
+    return search(*some, 20.0 if arguments.shrink is None else arguments.shrink)
 
 
 if __name__ == "__main__":
     if sys.flags.hash_randomization:
         # The order of sets of names is part of a history.
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
-            {**os.environ, "PYTHONHASHSEED": "0"},
-        )
+        again = [sys.executable, "-m", "tests.simulation", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, "PYTHONHASHSEED": "0"})
     sys.exit(main())

@@ -1,7 +1,8 @@
 """The log in memory, with faults at every call, as one process sees it.
 
 Of what Kafka does there is: a member that stalls for too long is put out of its group and comes back as the last one,
-and who is put out learns it late. Of a disk budget: blocks are refused until there is room again.
+and who is put out learns it late; in some histories all members own everything, as nothing may rely on that they
+don't. Of a disk budget: blocks are refused until there is room again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.simulation.faults import Faults, Process, T
 from transport.log import WORK_PARTITIONS, Block, LogReader, LogWriter, Partition, Range, Record, Topic, Usage
 from transport.memory import MemoryLog
 
-LATE = 0.2
+LATE = 0.8
 """How often a member still hears of the share that it had."""
 
 
@@ -142,8 +143,8 @@ class _Reader:
 class Shared:
     """What all processes share of the log beside its records: its room, and who is in which group of workers."""
 
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+    def __init__(self, rng: random.Random, *, overlapping: bool) -> None:
+        self.rng, self._overlapping = rng, overlapping
         self.full = False
         self._groups: dict[str, list[_Membership]] = {}
 
@@ -163,6 +164,8 @@ class Shared:
         members = self._groups[member.group]
         if member not in members:
             members.append(member)
+        if self._overlapping:
+            return frozenset(range(WORK_PARTITIONS))
         return frozenset(range(members.index(member), WORK_PARTITIONS, len(members)))
 
 

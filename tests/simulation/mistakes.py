@@ -6,8 +6,10 @@ stand on.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import snapshot.heal
@@ -17,9 +19,9 @@ from apply.target import Batch, GroupMove, TableMove
 from capture.loop import Capture
 from capture.source import Step
 from codec.rows import Change, decode
-from schemas.errors import LogUnavailable, Superseded
+from schemas.errors import Superseded
 from schemas.frontier import Claim, Visibility
-from schemas.record import decode_control, encode_control
+from schemas.record import decode_control
 from snapshot.loop import SnapshotWorker
 from snapshot.reader import Mark
 from tests.simulation import log, target
@@ -63,24 +65,20 @@ def epoch_not_checked() -> None:
 @mistake
 def looks_before_it_claims() -> None:
     """Capture reads the last valid frontier, and claims then."""
+    claim, look = Capture._claim, Capture._look
 
-    def claim(self: _Any) -> bool:
+    def look_first(self: _Any) -> bool:
         self._frontiers.to_end()
-        entry = Claim(self._holder, self._micros())
-        self.epoch = self._own = self._writer.put(self._topics.frontier, encode_control(entry))
-        self._do = self._look
+        self._do = partial(claim_then, self)
         return True
 
-    def look(self: _Any) -> bool:
-        last = self._frontiers.last
-        self.position = self._setup.position
-        if last is not None:
-            self.position, self.max_xid = last.frontier.position, last.frontier.max_xid
-        self._do = self._start
-        return True
+    def claim_then(self: _Any) -> bool:
+        claim(self)
+        # What it looks at now is what it saw before.
+        self._frontiers.epoch, self._frontiers.to_end = self.epoch, lambda: self._frontiers.last
+        return look(self)
 
-    Capture._claim = claim  # type: ignore[method-assign]
-    Capture._look = look  # type: ignore[method-assign]
+    Capture._claim = look_first  # type: ignore[method-assign]
 
 
 @mistake
@@ -118,38 +116,29 @@ def confirms_before_it_seals() -> None:
 @mistake
 def frontier_before_its_records() -> None:
     """The frontier is in the log before the records that it names."""
+    append = log._Writer.append
+    waiting: defaultdict[Any, list[tuple[Partition, Block]]] = defaultdict(list)
 
-    def append(self: _Any, partition: Partition, block: Block) -> None:
-        self.waiting = [*getattr(self, "waiting", []), (partition, block)]
-
-    def flush(self: _Any) -> dict[Partition, Range]:
-        if not partitions_of_load(self):
-            return {}
-        write(self)
-        return self._do("flush", self._writer.flush)  # type: ignore[no-any-return]
-
-    def partitions_of_load(self: _Any) -> bool:
-        return any(".load." in partition.topic for partition, _ in getattr(self, "waiting", []))
-
-    def write(self: _Any) -> None:
-        waiting, self.waiting = getattr(self, "waiting", []), []
-        for partition, block in waiting:
-            self._do("append late", lambda partition=partition, block=block: self._writer.append(partition, block))
+    def keep(self: _Any, partition: Partition, block: Block) -> None:
+        if ".changes." in partition.topic:
+            waiting[self].append((partition, block))
+        else:
+            append(self, partition, block)
 
     def seal(self: _Any, partition: Partition, make: _Any, key: bytes | None = None) -> int:
         memory: MemoryLog = self._writer._log
+        held = waiting.pop(self, [])
         ranges: dict[Partition, Range] = {}
-        for place, block in getattr(self, "waiting", []):
+        for place, block in held:
             start = ranges.get(place) or Range(memory.offsets(place).end, memory.offsets(place).end)
             ranges[place] = Range(start.start, start.end + block.count)
         offset: int = self._do("seal early", lambda: self._writer.put(partition, make(ranges), key))
-        write(self)
+        for place, block in held:
+            append(self, place, block)
         self._do("flush late", self._writer.flush)
-        self._writer._flushed.clear()
         return offset
 
-    log._Writer.append = append  # type: ignore[method-assign]
-    log._Writer.flush = flush  # type: ignore[method-assign]
+    log._Writer.append = keep  # type: ignore[method-assign]
     log._Writer.seal = seal  # type: ignore[method-assign]
 
 
@@ -157,12 +146,12 @@ def frontier_before_its_records() -> None:
 
 
 @mistake
-def snapshot_sees_its_xmax() -> None:
-    """`<=` for `<`: the first transaction that a snapshot does not know counts as seen."""
+def snapshot_sees_its_xmin() -> None:
+    """`<=` for `<`: the oldest transaction that a snapshot does not see counts as seen."""
 
     def visibility(self: _Any, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
         seen = real(self, schema_id)
-        return None if seen is None else (seen[0], seen[1] + 1, seen[2])
+        return None if seen is None else (seen[0] + 1, seen[1], seen[2])
 
     real = Apply._visibility
     Apply._visibility = visibility  # type: ignore[method-assign]
@@ -306,17 +295,17 @@ def chunks_of_an_old_generation_stay() -> None:
 
 @mistake
 def task_forgotten_when_the_log_fails() -> None:
-    """A worker does not list again what it was about to begin when the log failed."""
-    start = SnapshotWorker._start_healing
+    """A worker does not list again what it had begun, or was about to begin, when the log failed."""
+    step = SnapshotWorker.step
 
-    def forgetful(self: _Any, views: _Any, *rest: _Any) -> bool:
-        try:
-            return start(self, views, *rest)
-        except LogUnavailable:
-            self._again_at = 1e9 if not self._reading else 0.0
-            return False
+    def forgetful(self: _Any) -> bool:
+        before = self._again_at
+        worked = step(self)
+        if self._again_at != before:
+            self._listed = (self._views.chunks.next, self._views.membership.poll())
+        return worked
 
-    SnapshotWorker._start_healing = forgetful  # type: ignore[method-assign, assignment]
+    SnapshotWorker.step = forgetful  # type: ignore[method-assign]
 
 
 @mistake

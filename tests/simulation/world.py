@@ -80,7 +80,7 @@ class World:
         if history.turns is not None:
             self.turns = history.turns
         self.trouble = choose.choice([0.0, 0.02, 0.05])
-        self.faults = Faults(seed, choose.choice([0.0, 0.005, 0.01, 0.03]), history.only, self.stall)
+        self.faults = Faults(seed, choose.choice([0.0, 0.005, 0.01, 0.03, 0.1]), history.only, self.stall)
         self.faults.trace = trace
         self.clock = 1_000.0
         self.wall = 0.0  # what the clock on the wall shows beyond that
@@ -99,7 +99,7 @@ class World:
 
         self.log = MemoryLog("p", eager=choose.random() < 0.5)
         self.topics = Topics("p")
-        self.shared = Shared(random.Random(seed * 3 + 11))
+        self.shared = Shared(random.Random(seed * 3 + 11), overlapping=choose.random() < 0.2)
         self.kinds: dict[str, Callable[[Process], Any]] = {"capture": self.make_capture, "holder": self.make_holder}
         for number in range(choose.randint(1, 2)):
             self.kinds[f"snapshot-{number}"] = partial(self.make_worker, number=number)
@@ -298,14 +298,14 @@ class World:
         if self.depth >= DEEPEST:
             return
         self.depth += 1
-        turns, doubled, cut = int(x * 20) + 1, x * 20 % 1 < 0.3, x * 80 % 1 < 0.3
+        turns, doubled, cut = int(x * 40) + 1, x * 40 % 1 < 0.5, x * 80 % 1 < 0.5
         try:
             if cut:
                 self.cut_off(process)  # it has not answered for too long
             if doubled and len(self.processes[process.kind]) < 3:
                 self.begin(process.kind)
-            for _ in range(turns * (2 if doubled else 1)):
-                if self.ending:
+            for _ in range(turns * (3 if doubled else 1)):
+                if self.ending or self.turn >= self.turns:
                     break
                 self.take_turn()
         finally:
