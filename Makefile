@@ -40,7 +40,7 @@ format: build ## write the format and mend what lint can mend
 test: servers ## run all tests (ARGS=... is handed to pytest)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
-simulate: build ## run histories with faults in the simulated world (ARGS=...)
+simulate: build ## run histories with faults in the simulated world (ARGS="--histories N --seed S --jobs J")
 	@$(BIN)/python -m tests.simulation $(ARGS)
 
 demo: build ## replicate between two servers of its own (LOG=kafka for Kafka)
