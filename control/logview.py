@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from codec.frames import unpack
 from codec.rows import Change, decode, decode_batch, decode_key
 from control.wiring import exists
-from schemas.errors import ConfigInvalid, DecodeError
+from schemas.errors import ConfigInvalid, DecodeError, LogRewound
 from schemas.frontier import FIRST_TABLE_SCHEMA, Setup, TableRegistered
 from schemas.record import decode_control, schema_id_of
 from schemas.table import Table
@@ -80,13 +80,19 @@ def records_of(
     with log.reader() as reader:
         view = _View(Tables(reader, topics), is_load=name.startswith(f"{topics.prefix}load."))
         while left != 0:
-            for offset, key, value in _read(reader, partition, at, end, found[name].compacted):
-                at = offset + 1
-                for line in view.lines(offset, key, value):  # of a load's records each holds many rows
-                    yield line
-                    left -= 1
-                    if left == 0:
-                        return
+            try:
+                for offset, key, value in _read(reader, partition, at, end, found[name].compacted):
+                    at = offset + 1
+                    for line in view.lines(offset, key, value):  # of a load's records each holds many rows
+                        yield line
+                        left -= 1
+                        if left == 0:
+                            return
+            except LogRewound:
+                first = log.offsets(partition).start
+                if first <= at:
+                    raise
+                at = first  # trimmed while we read
             if at < end and not found[name].compacted:
                 continue
             if not follow:

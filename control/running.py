@@ -58,6 +58,8 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             make = partial(_apply_worker, name=target.name, follows=follows)
             name = f"apply-{target.name}-{n}"
             services.append(_service(pipeline, name, make, messages.put, next(ports), Vital.USEFUL))
+    if pipeline.mode is not Mode.LOAD:
+        services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
     with only_one(pipeline.state):
 
         def look() -> int:
@@ -93,12 +95,13 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
 
 
 def run_capture(pipeline: Pipeline, *, metrics_port: int | None) -> int:
-    """Run capture, and beside it the holder, which a kill of capture leaves alone."""
+    """Run capture, and beside it the holder, which a kill of capture leaves alone, and the trimmer."""
     ports = _ports(metrics_port)
     port = next(ports)
     services = [
         _service(pipeline, "capture", wiring.capture, _to_stderr, port),
         _service(pipeline, "holder", wiring.holder, _to_stderr, next(ports)),
+        _service(pipeline, "trimmer", wiring.trimmer, _to_stderr, next(ports), Vital.USEFUL),
     ]
     return _supervise(services, pipeline.state / "capture-pids.json")
 

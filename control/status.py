@@ -60,15 +60,6 @@ class TargetStatus:
     tables: tuple[TableStatus, ...]
     error: str = ""  # why nothing is known of it now
 
-    def live(self) -> bool:
-        """Whether every table follows the source."""
-        return not self.error and bool(self.tables) and all(t.state == TableState.LIVE for t in self.tables)
-
-    def settled(self) -> bool:
-        """Whether every table is live or has failed."""
-        final = {TableState.LIVE.value, TableState.FAILED.value}
-        return not self.error and bool(self.tables) and all(t.state in final for t in self.tables)
-
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:

@@ -85,7 +85,8 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
                 raise Held(f"{table} on target {answer.name} is {progress.state}")
             if plan is not None and progress.generation < plan.generation:
                 raise Held(f"{table} on target {answer.name} is to be loaded again")
-            places.append(progress.progress.offset if failed else answer.groups[progress.group].offset)
+            if failed:
+                places.append(progress.progress.offset)
         places += [progress.offset for progress in answer.groups.values()]
     if not places:
         raise Held("no target has a table")
@@ -120,10 +121,10 @@ class Trimmer:
         self._warn_at = 0.0
 
         self._frontiers: Frontiers
-        self._until = 0  # the frontiers before it are read
+        self._until = 0  # nobody needs the frontiers before it
+        self._asked = False  # whether that was just heard
         self._last: ValidFrontier | None = None  # the last of them, which stays
-        self._passed: ValidFrontier | None = None  # the one before it
-        self._commit_time = 0
+        self._commit_time = self._max_xid = 0  # as of those before it
         self._ends: dict[Partition, int] = {}  # of the ranges of those before it
         self._count = self._records = 0
         self._unfinished = False  # whether an earlier trimmer announced more than it carried out
@@ -142,13 +143,15 @@ class Trimmer:
         if self._frontiers.next < self._until:
             self._read_on()
             return True
-        if self._last is not None and self._is_worth_it():
-            self._announce(self._last)
+        if self._asked:
+            self._asked = False
+            if self._last is not None and self._is_worth_it():
+                self._announce(self._last)
             return True
         if self._clock() < self._look_at:
             return False
         self._look()
-        return self._frontiers.next < self._until
+        return True
 
     def wait(self, timeout: float) -> None:
         """Wait until there may be something to do, at most `timeout` seconds."""
@@ -185,7 +188,7 @@ class Trimmer:
             self._frontiers = Frontiers(self._reader, self._topics, start)
         else:
             self._frontiers = Frontiers(self._reader, self._topics, begin.offset, begin.epoch)
-            self._commit_time = begin.commit_time
+            self._commit_time, self._max_xid = begin.commit_time, begin.max_xid
         self._unfinished = bool(announced) and self._frontiers.next < announced[-1].offset
         self._setup = setup
         return True
@@ -199,6 +202,8 @@ class Trimmer:
             answers = [self._ask(view) for view in self._views]
             self._chunks.refresh()  # only now: what a target must take is planned before it has
             self._until = needed_from(answers, self._chosen, self._chunks, Mode(self._setup.mode))
+            # A target that was taken back to an earlier state needs what has been read here already.
+            self._asked = self._until >= self._frontiers.next
         except Held as held:
             if full >= WARN_FROM and self._clock() >= self._warn_at:
                 self._warn_at = self._clock() + WARN_SECONDS
@@ -220,17 +225,17 @@ class Trimmer:
             passed, self._last = self._last, valid
             if passed is None:
                 continue
-            self._passed = passed
-            self._commit_time = passed.frontier.commit_time or self._commit_time
+            frontier = passed.frontier
+            self._commit_time, self._max_xid = frontier.commit_time or self._commit_time, frontier.max_xid
             self._count += 1
-            for named in passed.frontier.ranges:
+            for named in frontier.ranges:
                 self._ends[Partition(named.topic, named.partition)] = named.end
                 self._records += named.end - named.start
 
     def _is_worth_it(self) -> bool:
         if self._unfinished:
-            return self._passed is not None
-        if self._passed is None and self._loads_at == self._chunks.next:
+            return self._count > 0
+        if not self._count and self._loads_at == self._chunks.next:
             return False
         if self._full() >= FULL_FROM or self._count >= MOST_FRONTIERS:
             return True
@@ -245,10 +250,8 @@ class Trimmer:
         last, because they tell the next trimmer what else may."""
         assert self._setup is not None
         offset, frontier = last
-        max_xid = self._passed.frontier.max_xid if self._passed is not None else 0
-        trimmed = Trimmed(
-            offset, frontier.epoch, frontier.after, self._commit_time, max_xid, int(self._now() * 1_000_000)
-        )
+        at = int(self._now() * 1_000_000)
+        trimmed = Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, at)
         if self._writer is None:
             self._writer = self._stack.enter_context(self._log.writer("control"))
         self._writer.put(self._topics.control, encode_control(trimmed), b"trimmed")
@@ -259,5 +262,5 @@ class Trimmer:
             self._todo.extend((Partition(topic, number), None) for topic in topics for number in range(LOAD_PARTITIONS))
         self._todo.append((self._topics.frontier, offset))
         self._ends.clear()
-        self._passed, self._unfinished = None, False
+        self._unfinished = False
         self._count = self._records = 0

@@ -60,6 +60,7 @@ _MODULES = {
     "capture": ["structlog", "capture.loop", "capture.postgres"],
     "snapshot": ["structlog", "snapshot.loop", "snapshot.postgres"],
     "apply": ["structlog", "apply.loop", "apply.postgres"],
+    "trimmer": ["structlog", "control.trimmer", "apply.postgres"],
     "watch": ["control.watch", "apply.postgres"],
 }
 
@@ -166,6 +167,18 @@ class _Counted:
 
 
 L = TypeVar("L", bound=Loop)
+
+
+def trimmer(pipeline: Pipeline, stop: StopSignal) -> Make:
+    """The trimmer: lets the log forget what every target has."""
+    from control.trimmer import Trimmer
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        with opened_log(pipeline) as log, contextlib.closing(Trimmer(pipeline, log)) as loop:
+            yield loop
+
+    return make
 
 
 class _AfterLog(Generic[L]):

@@ -5,10 +5,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import pytest
 
-from control.metrics import Health, MetricsServer
+from control.metrics import Health, MetricName, MetricsServer, RunnerMetric
 from control.service import Backoff, Loop, StopSignal, serve
 from schemas.errors import SourceUnavailable
 from tests.unit.control.test_service import Log
@@ -74,6 +75,8 @@ def test_metrics_have_the_names_of_the_list_and_their_labels() -> None:
         f'penstock_retries_total{{error="SourceUnavailable",{labels}}} 2.0',
         f"penstock_ready{{{labels}}} 1.0",
     ]
+    names = {line.partition("{")[0].removeprefix("penstock_").removesuffix("_total") for line in shown}
+    assert names - set(get_args(MetricName)) == set(get_args(RunnerMetric))
     assert "# TYPE penstock_rows_total counter" in text
     assert "# TYPE penstock_lag_seconds gauge" in text
 

@@ -1,5 +1,6 @@
 """The supervisor, with real processes: restarts, stops, who may end what."""
 
+import itertools
 import json
 import os
 import signal
@@ -52,6 +53,24 @@ def test_a_service_that_crashed_is_started_again(tmp_path: Path) -> None:
     assert code is Exit.DONE
     assert len(set(starts.read_text().splitlines())) == 3
     assert "started again" in said[0]
+
+
+def test_restarts_come_later_and_later(tmp_path: Path) -> None:
+    """Only how long it takes at least is certain on a busy machine."""
+    starts = tmp_path / "starts"
+
+    def run() -> int:
+        with starts.open("a") as file:
+            file.write(f"{time.monotonic()}\n")
+        return 1 if len(starts.read_text().splitlines()) < 6 else 0
+
+    code, _, said = supervise(Service("a", run))
+    assert code is Exit.DONE
+    at = [float(line) for line in starts.read_text().splitlines()]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(at)]
+    least = [0.0, 0.03, 0.06, 0.12, 0.24]  # three quarters of 40 ms, and twice as long each time
+    assert [pause >= bound for pause, bound in zip(pauses, least, strict=True)] == [True] * 5
+    assert said == ["penstock: a ended with code 1; it is started again"] * 5
 
 
 def test_a_service_that_was_killed_is_started_again(tmp_path: Path) -> None:
@@ -126,13 +145,14 @@ def test_a_service_that_never_lives_ends_a_bounded_run(monkeypatch: pytest.Monke
     assert "3 times in a row" in supervisor.refusals[0].message
 
 
-def test_a_signal_stops_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
     pids = tmp_path / "pids.json"
 
     def tell() -> int:
         while not pids.exists():
             time.sleep(0.001)
-        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(os.getppid(), number)
         return until_stopped()
 
     code, _, _ = supervise(Service("a", tell), Service("b", until_stopped), pids=pids)
