@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from apply.target import Progress
-from schemas.errors import GapDetected
+from schemas.errors import GapDetected, LogRewound
 from schemas.frontier import TopicRange
 from schemas.table import TableId
 from transport.log import LogReader, Partition
@@ -156,7 +156,10 @@ class Cohort:
 
 
 class Beginning:
-    """Finds where the replay of a loaded table begins, reading every frontier at most once for each snapshot."""
+    """Finds where the replay of a loaded table begins, reading every frontier at most once for each snapshot.
+
+    Raises `LogRewound` if frontiers are gone that the snapshot does not show.
+    """
 
     def __init__(self, reader: LogReader, topics: Topics, position: int, xmin: int) -> None:
         self._view = Frontiers(reader, topics)
@@ -169,7 +172,16 @@ class Beginning:
         whose largest transaction id is at or above the snapshot's xmin; the end, as long as there is none."""
         while self._found is None:
             before = self._view.next
-            for offset, frontier in self._view.poll():
+            found = self._view.poll()
+            if (trimmed := self._view.trimmed) is not None:
+                if trimmed.max_xid >= self._xmin:
+                    raise LogRewound(
+                        "the log has been trimmed, and what is gone is not in the snapshot that the table was read in",
+                        remedy="load the target by a pipeline of its own",
+                    )
+                if trimmed.position > self._position:
+                    self._position, self._commit_time = trimmed.position, trimmed.commit_time
+            for offset, frontier in found:
                 if frontier.max_xid >= self._xmin:
                     self._found = Progress(offset, frontier.epoch, frontier.after, self._commit_time)
                     break

@@ -41,7 +41,7 @@ from schemas.states import TableState
 from schemas.table import Objects, TableId
 from transport.log import Log, LogReader, Membership, Partition, Range
 from transport.topics import Topics
-from transport.views import Chunks, Registered, TableChunks, Tables, read_setup
+from transport.views import Chunks, Registered, TableChunks, Tables, read_setup, read_trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +161,15 @@ class Apply:
                 if task():
                     return True
             return self._note(idle=True)
-        except WriteConflict:
-            # Another owner went on: see how far, and go on from there, if it is still ours.
+        except (WriteConflict, LogRewound) as error:
+            # Another owner went on, and the log may have been trimmed behind him: see how far, and go on from there.
             self.stats.conflicts += 1
             if not self._shares:
                 raise
+            before = self._standing()
             self._reload()
+            if isinstance(error, LogRewound) and before == self._standing():
+                raise
             return True
 
     def wait(self, timeout: float) -> None:
@@ -219,7 +222,10 @@ class Apply:
             self._tied_to |= dict.fromkeys(component, component)
         known = self._target.tables()
         groups = assign(tables, {table: progress.group for table, progress in known.items()})
+        assert self._reader is not None
         beginning = Progress(0, -1, setup.position)
+        if (trimmed := read_trimmed(self._reader, self._topics)) is not None:
+            beginning = Progress(trimmed.offset, trimmed.epoch, trimmed.position, trimmed.commit_time)
         rows = [
             TableProgress(version.table.id, groups[version.table.id], schema_id=version.schema_id)
             for version in self._made_with.values()
@@ -268,6 +274,10 @@ class Apply:
             if table.state is TableState.CATCHING_UP:
                 self._cohort_at(table.progress).tables.add(table.table)
         self._show()
+
+    def _standing(self) -> list[object]:
+        """Return where all that is this worker's stands."""
+        return [*self._stored.items(), *((t.table, t.state, t.generation, t.progress) for t in self._mine())]
 
     def _learn(self, progress: TableProgress) -> None:
         """Note what a table's state is, and whether there is anything to do about it."""
@@ -768,13 +778,14 @@ class Apply:
         assert self._setup is not None and self._reader is not None
         if not self._target.finish(self._target_version(progress), progress):
             return False
-        if progress.snapshot < 0:
-            start = Progress(0, -1, self._setup.position)
-        else:
-            xmin = self._chunks.snapshots[progress.snapshot].xmin
-            if xmin not in self._beginnings:
-                self._beginnings[xmin] = Beginning(self._reader, self._topics, self._setup.position, xmin)
+        # Without a snapshot all that was ever captured is to be applied.
+        xmin = self._chunks.snapshots[progress.snapshot].xmin if progress.snapshot >= 0 else 0
+        if xmin not in self._beginnings:
+            self._beginnings[xmin] = Beginning(self._reader, self._topics, self._setup.position, xmin)
+        try:
             start = self._beginnings[xmin].find()
+        except LogRewound as error:
+            raise TableRefused(progress.table, error) from error
         self._write(Batch(tables=[self._table_move(progress.table, state=TableState.CATCHING_UP, progress=start)]))
         cohort = self._cohort_at(start)
         cohort.tables.add(progress.table)

@@ -27,6 +27,7 @@ from capture.source import Source, Step, source_factory
 from capture.tables import TableVersions
 from schemas.errors import (
     GapDetected,
+    LogRewound,
     LogUnavailable,
     OperatorError,
     OrderViolated,
@@ -54,8 +55,7 @@ class Capture:
     """One incarnation of capture, as a machine of small steps.
 
     `step` does one bounded piece of work and says whether there was any; `wait` waits for more. After an exception
-    the incarnation is over: `close` it and make another. `frontier_start` and `frontier_epoch` say where
-    `p.frontier` begins and which epoch is in force there, for a log that has been trimmed.
+    the incarnation is over: `close` it and make another.
     """
 
     def __init__(
@@ -69,8 +69,6 @@ class Capture:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         holder: str = "",
-        frontier_start: int = 0,
-        frontier_epoch: int = -1,
         confirm_seconds: float = CONFIRM_SECONDS,
         empty_seconds: float = EMPTY_SECONDS,
         foreign_seconds: float = FOREIGN_SECONDS,
@@ -79,7 +77,7 @@ class Capture:
         self._source, self._setup = source, setup
         self._clock, self._now = clock, now
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
-        self._frontiers = Frontiers(reader, topics, frontier_start, frontier_epoch)
+        self._frontiers = Frontiers(reader, topics)
         self._confirm_seconds = confirm_seconds
         self._empty_seconds, self._foreign_seconds = empty_seconds, foreign_seconds
 
@@ -281,7 +279,11 @@ class Capture:
         """
         if own == start:
             return
-        between = self._reader.records(self._topics.frontier, start, own - start)
+        try:
+            between = self._reader.records(self._topics.frontier, start, own - start)
+        except LogRewound as error:
+            # Our last valid frontier would be there: others have gone on, and the log was trimmed behind them.
+            raise Superseded(f"what follows our record at {start - 1} is trimmed") from error
         offsets = [record.offset for record in between]
         if offsets != list(range(start, own)) or any(
             record.value is None or isinstance(decode_control(record.value), Claim) for record in between

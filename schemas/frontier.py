@@ -152,6 +152,22 @@ class TableRegistered:
 
 
 @dataclass(frozen=True, slots=True)
+class Trimmed:
+    """The frontiers begin at `offset` from here on: those before it may be gone, and the rows that they name. In
+    `p.control`, before anything is forgotten; of several the farthest counts.
+
+    At `offset` is a valid frontier; the rest says how things stood before it.
+    """
+
+    offset: int
+    epoch: int  # in force at `offset`
+    position: int
+    commit_time: int
+    max_xid: int  # the largest of what is forgotten: only a snapshot that shows all up to it can be replayed on
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Setup:
     """The source is prepared: slot and publications exist. In `p.control`, behind the claim of who prepared it.
 

@@ -44,6 +44,7 @@ from schemas.frontier import (
     Setup,
     SnapshotTaken,
     TableRegistered,
+    Trimmed,
 )
 from schemas.table import Table
 from schemas.types import AVRO
@@ -150,6 +151,7 @@ _CONTROL: dict[int, type[Any]] = {
     5: Manifest,
     6: TableRegistered,
     7: Setup,
+    8: Trimmed,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}
@@ -215,7 +217,7 @@ def _maker(kind: Any) -> Callable[[Any], Any] | None:
 _MAKERS = {number: _maker(kind) for number, kind in _CONTROL.items()}
 
 
-def encode_control(record: ControlRecord | TableRegistered | Setup) -> bytes:
+def encode_control(record: ControlRecord | TableRegistered | Setup | Trimmed) -> bytes:
     """Return a control record as a value of the log."""
     number = _IDS[type(record)]
     out = io.BytesIO()

@@ -42,18 +42,16 @@ def mend(
     used: Sequence[SnapshotTaken],
     newest: SnapshotTaken,
     rows: Reader,
-    frontier_start: int = 0,
-    frontier_epoch: int = -1,
 ) -> Iterator[Rows | None]:
     """Yield what replaces the stale rows of a table: in each round a delete of every key, then the rows that the
     snapshot open in `rows`, which must be `newest`, has for them. None is a breath between two pieces of work.
 
     To be called when capture has passed the position of `newest`. Raises `StartAgain` if keys don't tell what has
-    changed.
+    changed, or the log does not any more.
     """
     unseen = [taken.visibility for taken in used]
     keys: dict[Key, None] = {}
-    frontiers = Frontiers(reader, topics, frontier_start, frontier_epoch)
+    frontiers = Frontiers(reader, topics)
     for some in _changed(reader, frontiers, tables, version.table, unseen, newest.position):
         if some is None:
             yield None
@@ -91,6 +89,8 @@ def _changed(
     floor = min(snapshot.xmin for snapshot in snapshots)
     while frontiers.position < position:
         found = frontiers.poll()
+        if frontiers.trimmed is not None and frontiers.trimmed.max_xid >= floor:
+            raise StartAgain("the log was trimmed")
         for _, frontier in found:
             if frontier.max_xid < floor:
                 continue  # the largest id so far: all that has come up to here is seen by all of them

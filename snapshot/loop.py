@@ -131,8 +131,7 @@ class SnapshotWorker:
 
     `number` is its own among all workers that run: it owns that partition of every load topic. `done` says that
     every table is complete. After an exception the worker is over: `close` it and make another; chunks that were
-    read but were not final yet are read again. `frontier_start` and `frontier_epoch` say where `p.frontier` begins
-    and which epoch is in force there, for a log that has been trimmed.
+    read but were not final yet are read again.
     """
 
     def __init__(
@@ -145,14 +144,11 @@ class SnapshotWorker:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
-        frontier_start: int = 0,
-        frontier_epoch: int = -1,
     ) -> None:
         if not 0 <= number < rules.LOAD_PARTITIONS:
             raise ValueError(f"there are at most {rules.LOAD_PARTITIONS} snapshot workers, numbered from 0")
         self._log, self._topics, self._make_reader, self._number = log, topics, make_reader, number
         self._clock, self._now, self._sleep = clock, now, sleep
-        self._frontier_start, self._frontier_epoch = frontier_start, frontier_epoch
         self._stack = contextlib.ExitStack()
         self._reader: LogReader | None = None
         self._views: _Views | None = None
@@ -286,7 +282,7 @@ class SnapshotWorker:
             setup=setup,
             tables=tables,
             chunks=Chunks(self._reader, self._topics),
-            frontiers=Frontiers(self._reader, self._topics, self._frontier_start, self._frontier_epoch),
+            frontiers=Frontiers(self._reader, self._topics),
             chosen=rules.chosen(setup, tables),
             membership=self._stack.enter_context(self._log.membership(GROUP)),
         )
@@ -516,8 +512,6 @@ class SnapshotWorker:
             used,
             newest,
             engine,
-            self._frontier_start,
-            self._frontier_epoch,
         )
         leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in plan.chunks))
         self._start(views, task, plan, number, rows, leaves)

@@ -9,7 +9,7 @@ from capture.loop import Capture
 from capture.source import Step
 from codec.frames import pack
 from schemas.errors import GapDetected, IntegrityError, OrderViolated, SourceUnavailable, Superseded
-from schemas.frontier import Claim, Frontier, Setup
+from schemas.frontier import Claim, Frontier, Setup, Trimmed
 from schemas.record import decode_control, encode_control
 from transport.log import Block, LogReader, LogWriter, Partition, Range, Topic
 from transport.memory import MemoryLog
@@ -459,12 +459,14 @@ def test_an_error_of_the_source_ends_the_incarnation(make: Callable[..., Capture
     assert source.confirmed == []
 
 
-def test_a_trimmed_topic_is_read_from_its_start_with_the_epoch_in_force_there(
+def test_a_trimmed_topic_is_read_from_where_it_begins_with_the_epoch_in_force_there(
     make: Callable[..., Capture], log: MemoryLog
 ) -> None:
     run(make(ScriptedSource([changes(110, a=["x"]), changes(120, a=["y"])])))
+    with log.writer("control") as writer:
+        writer.put(TOPICS.control, encode_control(Trimmed(2, 0, 110, 0, 0, 0)))
     log.trim(TOPICS.frontier, 2)
-    run(make(source := ScriptedSource(), frontier_start=2, frontier_epoch=0))
+    run(make(source := ScriptedSource()))
     assert source.started == [(120, 3)]
 
 
