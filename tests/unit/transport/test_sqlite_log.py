@@ -72,6 +72,11 @@ def wal_commits(path: Path) -> int:
     return sum(wal[at + 4 : at + 8] != bytes(4) for at in range(32, len(wal), 24 + page))
 
 
+def wal_generation(path: Path) -> int:
+    with path.open("rb") as wal:
+        return int.from_bytes(wal.read(16)[12:], "big")
+
+
 def segments(log: SqliteLog, place: str) -> list[str]:
     return sorted(path.name for path in log._root.glob(f"{place}.*.db"))
 
@@ -389,6 +394,26 @@ def test_a_step_is_one_commit_that_is_synced(log: SqliteLog) -> None:
             commits.append(wal_commits(log._root / "changes.000001.db-wal"))
         assert commits == [commits[0], commits[0] + 1, commits[0] + 2]
         assert synchronous(writer, "changes") == FULL
+
+
+def test_small_steps_do_not_lengthen_their_wal_and_begin_it_again_when_it_is_copied(tmp_path: Path) -> None:
+    """To sync a file that grows takes the file system's journal too."""
+    log = make(tmp_path, segment=1 << 28, budget=1 << 40)
+    wal = log._root / "changes.000001.db-wal"
+    with log.writer("changes") as writer:
+
+        def step() -> None:
+            writer.append(CHANGES, block(b"1"))
+            writer.seal(NAMES.frontier, lambda _: b"frontier")
+
+        for _ in range(100):
+            step()
+            assert os.stat(wal).st_size == 8 << 20
+        until = time.monotonic() + 30
+        while wal_generation(wal) == 0:  # from 4 MB on
+            assert time.monotonic() < until
+            step()
+        assert os.stat(wal).st_size < 64 << 20
 
 
 def test_a_load_is_synced_when_it_is_flushed_and_not_before(log: SqliteLog) -> None:
