@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from control.wiring import A_LOOK, opened_log
+from control.wiring import A_LOOK, exists, opened_log
 from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Objects, Table, TableId
+from transport.log import Log
 from transport.topics import Topics
+from transport.views import Tables, read_setup
 
 
 class Finding(NamedTuple):
@@ -29,7 +31,7 @@ def check_all(pipeline: Pipeline) -> list[Finding]:
     """
     found = list(_source(pipeline))
     catalogue = _catalogue(pipeline) if not any(f.blocking for f in found) else None
-    found += _log(pipeline)
+    found += _log(pipeline, catalogue[1] if catalogue else [])
     for target in pipeline.targets:
         found += _target(pipeline, target, catalogue)
     return found
@@ -66,15 +68,35 @@ def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
         return None
 
 
-def _log(pipeline: Pipeline) -> Iterator[Finding]:
+def _log(pipeline: Pipeline, chosen: list[Table]) -> Iterator[Finding]:
     try:
         with opened_log(pipeline, patience=A_LOOK) as log:
             log.topics(Topics(pipeline.pipeline).prefix)  # fails if there is no answer
             for problem, remedy in log.problems():
                 yield Finding("log", problem, remedy, False)
+            yield from _newcomers(pipeline, log, chosen)
     except ReplicationError as error:
         remedy = error.remedy or ("start Kafka, or correct its address and credentials" if pipeline.log.url else "")
         yield Finding("log", str(error), remedy, True)
+
+
+def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Finding]:
+    """Look for tables that fit the patterns, and were made after the pipeline began."""
+    if not exists(log):
+        return
+    topics = Topics(pipeline.pipeline)
+    with log.reader() as reader:
+        setup = read_setup(reader, topics)
+        if setup is None:
+            return
+        versions = Tables(reader, topics)
+        known = {versions.by_schema(schema_id).table.id for schema_id in setup.tables}
+    for table in chosen:
+        if table.id not in known:
+            problem = f"{table.id} is newer than the pipeline, and not part of it: it is not copied"
+            yield Finding(
+                "source", problem, "`penstock drop` the pipeline, and run it again with prepare: drop-and-create", False
+            )
 
 
 def _target(

@@ -24,31 +24,28 @@ from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
-from snapshot.rules import LOAD_PARTITIONS
 from transport.log import Log, LogReader, LogWriter, Partition
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, Tables, ValidFrontier, read_setup, trims
 
 _log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 5.0
-FULL_LOOK_SECONDS = 0.5
-"""How often the targets are asked, and how often when the log is full enough to be trimmed."""
-
-FULL_FROM = 0.25
-"""The share of its budget from which on a log is trimmed, as often as there is anything to be trimmed."""
-
 WARN_FROM = 0.75
 WARN_SECONDS = 60.0
-"""The share of the budget from which on people are told what holds the log, and how often."""
-
-MOST_FRONTIERS = 100_000
-"""That are kept, however little room they take: who starts reads them all."""
-
-MOST_RECORDS = 1_000_000
-"""That are kept in a log that does not know how much room it takes, or has no limit."""
+"""The share of the log's budget from which on people are told what holds it, and how often."""
 
 _READ_AT_ONCE = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is kept, and how often is looked, in seconds."""
+
+    full_from: float = 0.25  # the share of its budget from which on a log is trimmed of all that can go
+    most_frontiers: int = 100_000  # however little room they take: who starts reads them all
+    most_records: int = 1_000_000  # in a log that does not know how much room it takes, or has no limit
+    look_every: float = 5.0
+    look_full_every: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +102,9 @@ class Trimmer:
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         make_target: MakeTarget = find_target,
+        limits: Limits | None = None,
     ) -> None:
+        self._limits = limits or Limits()
         self._pipeline, self._log = pipeline, log
         self._clock, self._now, self._sleep = clock, now, sleep
         self._topics = Topics(pipeline.pipeline)
@@ -117,7 +116,7 @@ class Trimmer:
         self._setup: Setup | None = None
         self._chunks: Chunks
         self._chosen: list[TableId] = []
-        self._look_at = clock() + LOOK_SECONDS  # who has just started wants to begin, not to tidy up
+        self._look_at = clock() + self._limits.look_every  # who has just started wants to begin, not to tidy up
         self._warn_at = 0.0
 
         self._frontiers: Frontiers
@@ -197,7 +196,8 @@ class Trimmer:
         """Ask the targets how far they are."""
         assert self._setup is not None
         full = self._full()
-        self._look_at = self._clock() + (FULL_LOOK_SECONDS if full >= FULL_FROM else LOOK_SECONDS)
+        limits = self._limits
+        self._look_at = self._clock() + (limits.look_full_every if full >= limits.full_from else limits.look_every)
         try:
             answers = [self._ask(view) for view in self._views]
             self._chunks.refresh()  # only now: what a target must take is planned before it has
@@ -237,9 +237,9 @@ class Trimmer:
             return self._count > 0
         if not self._count and self._loads_at == self._chunks.next:
             return False
-        if self._full() >= FULL_FROM or self._count >= MOST_FRONTIERS:
+        if self._full() >= self._limits.full_from or self._count >= self._limits.most_frontiers:
             return True
-        return self._records >= MOST_RECORDS and not self._log.usage().budget
+        return self._records >= self._limits.most_records and not self._log.usage().budget
 
     def _full(self) -> float:
         used, budget = self._log.usage()
@@ -248,7 +248,6 @@ class Trimmer:
     def _announce(self, last: ValidFrontier) -> None:
         """Say where the frontiers begin from now on, and note what may go therefore; the frontiers themselves go
         last, because they tell the next trimmer what else may."""
-        assert self._setup is not None
         offset, frontier = last
         at = int(self._now() * 1_000_000)
         trimmed = Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, at)
@@ -258,8 +257,10 @@ class Trimmer:
         self._todo.extend(self._ends.items())
         if self._loads_at != self._chunks.next:
             self._loads_at = self._chunks.next
-            topics = dict.fromkeys(self._topics.load(table, self._setup.shared_topics).topic for table in self._chosen)
-            self._todo.extend((Partition(topic, number), None) for topic in topics for number in range(LOAD_PARTITIONS))
+            loads = self._log.topics(f"{self._topics.prefix}load.")
+            self._todo.extend(
+                (Partition(topic.name, number), None) for topic in loads for number in range(topic.partitions)
+            )
         self._todo.append((self._topics.frontier, offset))
         self._ends.clear()
         self._unfinished = False

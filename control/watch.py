@@ -27,6 +27,7 @@ _SHARE = 20
 _RAREST_LINES = 30.0
 _NEWS_SECONDS = 5.0
 _TABLES_SHOWN = 25
+_FAILURES_SHOWN = 5
 
 
 class Display(Protocol):
@@ -102,7 +103,8 @@ def _over(collector: Collector, goal: int | None) -> bool:
 def _judge(status: PipelineStatus) -> None:
     failed = [(t.name, row) for t in status.targets for row in t.tables if row.state == TableState.FAILED]
     if failed:
-        lines = [f"{row.table} on {target}: {row.error}" for target, row in failed]
+        lines = [f"{row.table} on {target}: {row.error}" for target, row in failed[:_FAILURES_SHOWN]]
+        lines += [f"and {len(failed) - len(lines)} more"] if len(failed) > len(lines) else []
         remedies = sorted({row.remedy for _, row in failed if row.remedy})
         raise OperatorError(
             f"{len(failed)} table{'s have' if len(failed) > 1 else ' has'} failed, all others are complete: "
@@ -160,6 +162,11 @@ def line_of(target: TargetStatus, rate: float) -> str:
     return f"{target.name}: " + ", ".join(parts)
 
 
+def _failed(target: TargetStatus) -> list[TableStatus]:
+    """Return the first of the tables that have failed: `status` has counted them all."""
+    return [row for row in target.tables if row.state == TableState.FAILED][:_FAILURES_SHOWN]
+
+
 def failure_text(row: TableStatus) -> str:
     """Why a table has failed, and what to do, in a line each."""
     return f"{row.table} has failed: {row.error}" + (f"\n  {row.remedy}" if row.remedy else "")
@@ -211,9 +218,8 @@ class PlainDisplay:
         for target in status.targets:
             loaded = sum(row.rows_loaded for row in target.tables)
             self._print(target.name, line_of(target, self._rates.of(target.name, "", status.at, loaded)))
-            for row in target.tables:
-                if row.state == TableState.FAILED:
-                    self._print(f"{target.name} {row.table}", f"{target.name}: {failure_text(row)}")
+            for row in _failed(target):
+                self._print(f"{target.name} {row.table}", f"{target.name}: {failure_text(row)}")
 
     def _print(self, of: str, line: str) -> None:
         if self._shown.get(of) != line:
@@ -310,8 +316,7 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
         if len(ordered) > _TABLES_SHOWN:
             grid.add_row(f"… and {len(ordered) - _TABLES_SHOWN} more")
         parts.append(grid)
-        failed = [row for row in target.tables if row.state == TableState.FAILED]
-        parts += [Text(failure_text(row), style="red") for row in failed[:_TABLES_SHOWN]]
+        parts += [Text(failure_text(row), style="red") for row in _failed(target)]
     source = status.source
     if source.error:
         parts.append(Text(source.error, style="red"))

@@ -114,6 +114,16 @@ def test_check_is_content_before_a_load_and_after_it(penstock: Penstock) -> None
     assert "everything is ready" in penstock("check")
 
 
+def test_check_tells_of_tables_that_are_newer_than_the_pipeline(penstock: Penstock) -> None:
+    newer = "source: shop.newer is newer than the pipeline, and not part of it: it is not copied"
+    penstock("run", "--until-caught-up")
+    assert newer not in penstock.findings()
+    sql(penstock.source, "create table shop.newer (id int primary key)")
+    remedy, blocking = penstock.findings()[newer]
+    assert "`penstock drop`" in remedy
+    assert not blocking
+
+
 def test_check_looks_at_the_tables_of_a_running_pipeline_too(penstock: Penstock) -> None:
     penstock("run", "--until-caught-up")
     sql(penstock.target, "alter table shop.orders alter column note type varchar(10)")

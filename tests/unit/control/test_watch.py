@@ -74,6 +74,14 @@ def test_lines_tell_what_is_new_and_nothing_twice(capsys: pytest.CaptureFixture[
     ]
 
 
+def test_of_many_failures_the_first_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    tables = [replace(FAILED, table=f"shop.t{n:04}") for n in range(1_000)]
+    PlainDisplay(5.0).show(status(*tables))
+    told = capsys.readouterr().out
+    assert "1000 FAILED" in told
+    assert told.count("has failed") == 5
+
+
 def test_lines_come_less_and_less_often(capsys: pytest.CaptureFixture[str]) -> None:
     display = PlainDisplay(5.0)
     pauses = []

@@ -1,0 +1,297 @@
+"""The trimmer: what it lets the log forget, and what holds it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from apply.target import NOWHERE, Progress, TableProgress, Target
+from control.trimmer import Answer, Held, Limits, Trimmer, needed_from
+from schemas.errors import LogRewound, TargetUnavailable
+from schemas.frontier import Trimmed
+from schemas.pipeline import Mode, Pipeline, TargetSettings
+from schemas.states import TableState
+from schemas.table import TableId
+from tests.unit.apply.source import BEGINNING, Source, insert, make_table
+from transport.log import Partition, Usage
+from transport.memory import MemoryLog
+from transport.views import Chunks, Frontiers, read_trimmed
+
+A, B = TableId("public", "a"), TableId("public", "b")
+EVERYTHING = Limits(most_frontiers=1, look_every=0.0)
+
+
+class Told:
+    """A target that says what the test says."""
+
+    def __init__(self) -> None:
+        self.reached: dict[int, Progress] = {}
+        self.known: dict[TableId, TableProgress] = {}
+        self.away = False
+
+    def open(self, log: str) -> None:
+        if self.away:
+            raise TargetUnavailable("it is away")
+
+    def groups(self) -> Mapping[int, Progress]:
+        return self.reached
+
+    def tables(self) -> Mapping[TableId, TableProgress]:
+        if self.away:
+            raise TargetUnavailable("it is away")
+        return self.known
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def live(self, offset: int, *tables: TableId) -> None:
+        """Say that all are live, and as far as `offset`."""
+        self.reached = {0: Progress(offset, 0, 0)}
+        self.known = {table: TableProgress(table, 0, TableState.LIVE, generation=1) for table in tables}
+
+
+class World:
+    def __init__(self, *tables: str, mode: Mode = Mode.CHANGES, targets: int = 1) -> None:
+        self.source = Source(*(make_table(table) for table in tables), mode=mode)
+        self.log = cast(MemoryLog, self.source.log)
+        self.targets = {f"t{number}": Told() for number in range(targets)}
+        self.pipeline = Pipeline.model_validate(
+            {
+                "pipeline": "p",
+                "mode": mode.value,
+                "source": {"url": "postgresql://source/s"},
+                "targets": [{"name": name, "url": f"postgresql://target/{name}"} for name in self.targets],
+            }
+        )
+        self.clock = 0.0
+        self.stack = ExitStack()
+
+    def trimmer(self, limits: Limits = EVERYTHING) -> Trimmer:
+        def make(settings: TargetSettings, pipeline: str) -> Target:
+            return cast(Target, self.targets[settings.name])
+
+        trimmer = Trimmer(
+            self.pipeline, self.log, clock=lambda: self.clock, now=lambda: 7.0, make_target=make, limits=limits
+        )
+        return self.stack.enter_context(closing(trimmer))
+
+    def run(self, trimmer: Trimmer, steps: int = 60) -> None:
+        for _ in range(steps):
+            self.clock += 0.1
+            trimmer.step()
+
+    def commit(self, table: str, number: int) -> list[int]:
+        """Commit so many transactions of two rows, and return the offsets of their frontiers."""
+        for _ in range(number):
+            self.source.commit(insert(table, str(self.source.xid), "x"), insert(table, str(-self.source.xid), "y"))
+        end = self.log.offsets(self.source.topics.frontier).end
+        return list(range(end - number, end))
+
+    def start(self, partition: Partition) -> int:
+        return self.log.offsets(partition).start
+
+    @property
+    def frontiers_begin(self) -> int:
+        return self.start(self.source.topics.frontier)
+
+    def rows_begin(self, table: TableId) -> int:
+        return self.start(self.source.topics.changes(table))
+
+    @property
+    def trimmed(self) -> Trimmed | None:
+        return read_trimmed(self.source.reader, self.source.topics)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    made = World("a", "b")
+    with made.stack, made.source.stack:
+        yield made
+
+
+def test_all_that_every_target_has_goes_but_the_last_frontier(world: World) -> None:
+    offsets = world.commit("a", 5)
+    world.targets["t0"].live(offsets[3], A, B)
+    world.run(world.trimmer())
+    assert world.frontiers_begin == offsets[2] and world.rows_begin(A) == 4 and world.rows_begin(B) == 0
+    assert world.trimmed == Trimmed(offsets[2], 0, BEGINNING + 20, 1_002_000, 1002, 7_000_000)
+
+    # When all is applied, the last one stays: it says how far capture came.
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    world.run(world.trimmer())
+    assert world.frontiers_begin == offsets[-1] and world.rows_begin(A) == 8
+    found = Frontiers(world.source.reader, world.source.topics).to_end()
+    assert found is not None and found.frontier.position == world.source.position
+
+
+def test_what_no_frontier_names_goes_with_what_comes_after_it(world: World) -> None:
+    world.commit("a", 1)
+    world.source.orphan(insert("a", "9", "lost"))
+    offsets = world.commit("a", 3)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    world.run(world.trimmer())
+    assert world.rows_begin(A) == 7
+    trimmed = world.trimmed
+    assert trimmed is not None and trimmed.epoch == world.source.epoch
+
+
+def test_the_slowest_target_decides() -> None:
+    world = World("a", targets=2)
+    with world.stack, world.source.stack:
+        offsets = world.commit("a", 6)
+        world.targets["t0"].live(offsets[5], A)
+        world.targets["t1"].live(offsets[2], A)
+        world.run(world.trimmer())
+        assert world.frontiers_begin == offsets[1]
+
+
+def test_a_target_that_is_away_holds_everything_until_it_is_back() -> None:
+    world = World("a", targets=2)
+    with world.stack, world.source.stack:
+        offsets = world.commit("a", 6)
+        for target in world.targets.values():
+            target.live(offsets[5], A)
+        world.targets["t1"].away = True
+        trimmer = world.trimmer()
+        world.run(trimmer)
+        assert world.frontiers_begin == 0 and world.trimmed is None
+        world.targets["t1"].away = False
+        world.run(trimmer)
+        assert world.frontiers_begin == offsets[4]
+
+
+def test_a_target_taken_back_between_two_looks_holds_what_it_needs_again(world: World) -> None:
+    offsets = world.commit("a", 6)
+    target = world.targets["t0"]
+    target.live(offsets[5], A, B)
+    trimmer = world.trimmer(replace(EVERYTHING, most_frontiers=5))
+    world.run(trimmer)  # all is read, but not worth it yet
+    world.commit("a", 5)
+    target.live(offsets[1], A, B)
+    world.run(trimmer)
+    assert world.trimmed is None
+    target.live(offsets[5] + 4, A, B)
+    world.run(trimmer)
+    assert world.frontiers_begin == offsets[5] + 3
+
+
+def test_little_is_kept_while_there_is_room_for_it(world: World) -> None:
+    offsets = world.commit("a", 10)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    world.run(world.trimmer(Limits(look_every=0.0)))
+    assert world.trimmed is None and world.frontiers_begin == 0
+    world.run(world.trimmer(Limits(look_every=0.0, most_records=18)))
+    assert world.frontiers_begin == offsets[-1]
+
+
+def test_a_log_with_a_budget_is_trimmed_when_a_part_of_it_is_taken(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsets = world.commit("a", 10)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    trimmer = world.trimmer(Limits(look_every=0.0, most_records=1))
+    monkeypatch.setattr(world.log, "usage", lambda: Usage(24, 100))
+    world.run(trimmer)
+    assert world.trimmed is None
+    monkeypatch.setattr(world.log, "usage", lambda: Usage(25, 100))
+    world.run(trimmer)
+    assert world.frontiers_begin == offsets[-1]
+
+
+def test_the_load_goes_when_all_tables_are_live() -> None:
+    world = World("a", mode=Mode.LOAD_AND_CHANGES)
+    with world.stack, world.source.stack:
+        world.source.load("a", [("1", "x"), ("2", "y")], chunks=2)
+        offsets = world.commit("a", 3)
+        target = world.targets["t0"]
+        target.live(offsets[-1] + 1, A)
+        target.known = {A: replace(target.known[A], state=TableState.LOADING)}
+        trimmer = world.trimmer()
+        load = world.source.topics.load(A)
+        world.run(trimmer)
+        assert world.start(load) == 0
+        target.live(offsets[-1] + 1, A)
+        world.run(trimmer)
+        assert world.start(load) == world.log.offsets(load).end == 2
+
+
+def test_killed_anywhere_it_is_carried_on_by_the_next(world: World) -> None:
+    """After each number of steps another trimmer takes over; nothing that may go stays in the end."""
+    offsets = world.commit("a", 3) + world.commit("b", 3)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    for steps in range(1, 12):
+        world.run(world.trimmer(), steps)
+    # The last frontier names the last two rows.
+    assert (world.frontiers_begin, world.rows_begin(A), world.rows_begin(B)) == (offsets[-1], 6, 4)
+
+
+def test_between_announcing_and_trimming_nobody_reads_what_is_about_to_go(world: World) -> None:
+    offsets = world.commit("a", 4)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    trimmer = world.trimmer()
+    while world.trimmed is None:
+        world.run(trimmer, 1)
+    assert world.frontiers_begin == 0
+    view = Frontiers(world.source.reader, world.source.topics)
+    assert [valid.offset for valid in view.poll()] == [offsets[-1]]
+    world.run(trimmer, 1)
+    assert world.rows_begin(A) == 6 and world.frontiers_begin == 0
+
+
+def test_a_reader_that_comes_too_late_goes_on_where_the_frontiers_begin(world: World) -> None:
+    offsets = world.commit("a", 4)
+    view = Frontiers(world.source.reader, world.source.topics)
+    assert [valid.offset for valid in view.poll(2)] == [offsets[0]]
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    world.run(world.trimmer())
+    assert [valid.offset for valid in view.poll()] == [offsets[-1]]
+    assert view.trimmed == world.trimmed
+    with pytest.raises(LogRewound):  # one that stands at a place of its own needs what is there
+        Frontiers(world.source.reader, world.source.topics, offsets[0], 0).poll()
+
+
+# ---------------------------------------------------------------------------------------------- what holds everything
+
+
+def answer(**changed: Any) -> Answer:
+    table = TableProgress(A, 0, TableState.LIVE, generation=1)
+    return Answer("t", "", {A: replace(table, **changed)}, {0: Progress(50, 0, 500)})
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Chunks]:
+    source = Source(make_table("a"), mode=Mode.LOAD_AND_CHANGES)
+    with source.stack:
+        source.load("a", [("1", "x")])
+        chunks = Chunks(source.reader, source.topics)
+        chunks.refresh()
+        yield chunks
+
+
+@pytest.mark.parametrize("state", [TableState.WAITING, TableState.LOADING, TableState.INDEXING, TableState.CATCHING_UP])
+def test_a_table_that_is_not_live_yet_holds_everything(state: TableState, loaded: Chunks) -> None:
+    with pytest.raises(Held, match=r"public.a on target t"):
+        needed_from([answer(state=state)], [A], loaded, Mode.LOAD_AND_CHANGES)
+
+
+def test_a_failed_table_holds_what_follows_where_it_stopped(loaded: Chunks) -> None:
+    failed = answer(state=TableState.FAILED, progress=Progress(20, 0, 200))
+    assert needed_from([failed], [A], loaded, Mode.LOAD_AND_CHANGES) == 20
+    with pytest.raises(Held):
+        needed_from([answer(state=TableState.FAILED, progress=NOWHERE)], [A], loaded, Mode.LOAD_AND_CHANGES)
+
+
+def test_a_generation_that_a_target_has_not_taken_holds_everything(loaded: Chunks) -> None:
+    assert needed_from([answer()], [A], loaded, Mode.LOAD_AND_CHANGES) == 50
+    with pytest.raises(Held, match="loaded again"):
+        needed_from([answer(), answer(generation=0)], [A], loaded, Mode.LOAD_AND_CHANGES)
+
+
+def test_a_table_that_is_still_read_at_the_source_holds_everything(loaded: Chunks) -> None:
+    with pytest.raises(Held, match=r"public.b is being read"):
+        needed_from([answer()], [A, B], loaded, Mode.LOAD_AND_CHANGES)
+    assert needed_from([answer()], [A, B], loaded, Mode.CHANGES) == 50
