@@ -141,10 +141,10 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
                     raise ServerUnavailable(f"{what}: not after {_DEADLINE:.0f} s")
                 time.sleep(0.05)
 
-        def loaded(share: float) -> bool:
+        def read(share: float) -> bool:
             rows = [row for target in collector.collect(ask_source=False).targets for row in target.tables]
             estimated = sum(row.rows_estimated for row in rows)
-            return bool(rows) and sum(row.rows_loaded for row in rows) >= share * estimated
+            return bool(rows) and sum(row.rows_read for row in rows) >= share * estimated
 
         def done(goal: int | None) -> Callable[[], bool]:
             def reached() -> bool:
@@ -158,7 +158,7 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
 
             return reached
 
-        wait_for("a third of the load", lambda: loaded(0.33))
+        wait_for("a third of the load", lambda: read(0.33))
         killed = _kill(pipeline.state, "snapshot-0", "apply-copy-0")
         wait_for("the load", done(None))
         time.sleep(_TRAFFIC_SECONDS)

@@ -116,7 +116,7 @@ class Trimmer:
         self._setup: Setup | None = None
         self._chunks: Chunks
         self._chosen: list[TableId] = []
-        self._look_at = clock() + self._limits.look_every  # who has just started wants to begin, not to tidy up
+        self._look_at = 0.0
         self._warn_at = 0.0
 
         self._frontiers: Frontiers
@@ -190,6 +190,8 @@ class Trimmer:
             self._commit_time, self._max_xid = begin.commit_time, begin.max_xid
         self._unfinished = bool(announced) and self._frontiers.next < announced[-1].offset
         self._setup = setup
+        if self._full() < self._limits.full_from:
+            self._look_at = self._clock() + self._limits.look_every  # others that have just started come first
         return True
 
     def _look(self) -> None:
