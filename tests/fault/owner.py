@@ -48,7 +48,7 @@ def main(file: str) -> int:
         nonlocal conflicts
         with opened_log(pipeline) as log:
             target = find_target(settings, pipeline.pipeline)
-            loop = Apply(pipeline.pipeline, _Greedy(log), target, name=settings.name)  # type: ignore[arg-type]
+            loop = Apply(pipeline.pipeline, _Greedy(log), target, name=settings.name)
             with contextlib.closing(loop):
                 try:
                     yield loop
