@@ -1,6 +1,7 @@
 """What a PostgreSQL target remembers, in its schema `penstock`: where every group and table stands, chunks loaded.
 
-Names here are all our own, so the SQL is written out; the only identifiers from outside are values.
+`conversion.bookkeeping` defines the tables. Names here are all our own, so the SQL is written out; the only
+identifiers from outside are values.
 """
 
 from __future__ import annotations
@@ -18,67 +19,6 @@ from schemas.table import TableId
 
 LOCK = 5_038_219_167
 """Advisory lock under which workers make what must be made once."""
-
-CREATE = """
-create schema if not exists penstock;
-
-create table if not exists penstock.pipelines (
-    pipeline   text primary key,
-    log        text not null,
-    objects    boolean not null default false,
-    created_at timestamptz not null default clock_timestamp()
-);
-
--- One row for each group, changed in every transaction: room for new versions beside the old ones keeps them in place.
-create table if not exists penstock.progress (
-    pipeline    text not null,
-    grp         integer not null,
-    frontier    bigint not null,
-    epoch       bigint not null,
-    position    bigint not null,
-    commit_time bigint not null,
-    captured_at bigint not null,
-    roster      bigint not null,
-    updated_at  timestamptz not null default clock_timestamp(),
-    primary key (pipeline, grp)
-) with (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
-
-create table if not exists penstock.tables (
-    pipeline     text not null,
-    table_schema text not null,
-    table_name   text not null,
-    grp          integer not null,
-    state        text not null,
-    schema_id    bigint not null,
-    generation   integer not null,
-    frontier     bigint not null,
-    epoch        bigint not null,
-    position     bigint not null,
-    commit_time  bigint not null,
-    captured_at  bigint not null,
-    snapshot     bigint not null,
-    rows_loaded  bigint not null,
-    changes      bigint not null,
-    made         boolean not null,
-    tied         boolean not null,
-    error        text not null,
-    remedy       text not null,
-    failed_in    text not null,
-    updated_at   timestamptz not null default clock_timestamp(),
-    primary key (pipeline, table_schema, table_name)
-) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 2000);
-
-create table if not exists penstock.chunks (
-    pipeline     text not null,
-    table_schema text not null,
-    table_name   text not null,
-    generation   integer not null,
-    chunk        integer not null,
-    rows_loaded  bigint not null,
-    loaded_at    timestamptz not null default clock_timestamp(),
-    primary key (pipeline, table_schema, table_name, generation, chunk)
-);
-"""
 
 IS_THERE = "select to_regclass('penstock.chunks') is not null"
 
@@ -198,7 +138,11 @@ def create(connection: psycopg.Connection) -> None:
         connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
         row = connection.execute(IS_THERE).fetchone()
         if row is None or not row[0]:
-            connection.execute(CREATE)
+            # Here, as only the first start of all needs it: SQLAlchemy would slow every start.
+            from conversion.bookkeeping import create_statements
+
+            for statement in create_statements("postgresql"):
+                connection.execute(statement.encode())
 
 
 def forget(connection: psycopg.Connection, pipeline: str) -> bool:

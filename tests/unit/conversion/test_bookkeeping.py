@@ -1,0 +1,89 @@
+"""The tables in which targets remember: what their statements name, and that every database gets the same."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from apply import postgres_state
+from conversion.bookkeeping import TABLES, create_statements
+
+STATEMENTS = {name: value for name, value in vars(postgres_state).items() if name.isupper() and isinstance(value, str)}
+OF_SQL = {
+    *(
+        "and",
+        "as",
+        "by",
+        "case",
+        "clock_timestamp",
+        "conflict",
+        "delete",
+        "do",
+        "else",
+        "end",
+        "exists",
+        "false",
+        "for",
+    ),
+    *("from", "in", "insert", "into", "is", "not", "nothing", "null", "on", "or", "order", "penstock", "select", "set"),
+    *(
+        "share",
+        "text",
+        "then",
+        "to_regclass",
+        "true",
+        "unnest",
+        "update",
+        "values",
+        "when",
+        "where",
+        "integer",
+        "bigint",
+    ),
+    *("n", "p", "t", "old_frontier", "old_epoch", "old_roster"),  # what MOVE_GROUPS and COUNT_CHANGES name themselves
+}
+
+
+def columns_of(table: str) -> set[str]:
+    return set(TABLES.tables[f"penstock.{table}"].columns.keys())
+
+
+def table_of(statement: str) -> str:
+    return str(re.findall(r"penstock\.(\w+)", statement)[0])
+
+
+@pytest.mark.parametrize("name", [name for name, text in STATEMENTS.items() if "penstock.{" not in text])
+def test_statements_name_only_columns_that_are_there(name: str) -> None:
+    table = table_of(STATEMENTS[name])
+    words = set(re.findall(r"(?<![%\w])[a-z_]\w*", re.sub(r"'[^']*'", "", STATEMENTS[name]))) - OF_SQL
+    assert words <= columns_of(table) | {table}
+
+
+@pytest.mark.parametrize("name", [name for name in STATEMENTS if name.startswith("ADD_")])
+def test_a_new_row_has_every_column_that_has_no_default(name: str) -> None:
+    table = TABLES.tables["penstock." + table_of(STATEMENTS[name])]
+    named = re.findall(r"\w+", STATEMENTS[name].partition("(")[2].partition(")")[0])
+    assert sorted(named) == sorted(column.name for column in table.columns if column.server_default is None)
+
+
+def test_what_is_kept_of_a_pipeline_is_forgotten_with_it() -> None:
+    assert all("pipeline" in table.primary_key.columns for table in TABLES.tables.values())
+
+
+def test_every_database_gets_the_same_tables() -> None:
+    made = {product: create_statements(product) for product in ("postgresql", "mysql")}
+    columns = [[re.findall(r"^\t(\w+) ", text, re.MULTILINE) for text in texts] for texts in made.values()]
+    assert columns[0] == columns[1]
+    assert [len(texts) for texts in made.values()] == [5, 5]
+    assert "clock_timestamp()" in made["postgresql"][1]
+    assert not re.search("clock_timestamp|fillfactor|TEXT[^,]* PRIMARY", "".join(made["mysql"]))
+    keys = re.compile(r"(pipeline|table_schema|table_name) VARCHAR\(64\)")  # MySQL has no keys of unlimited text
+    assert len(keys.findall("".join(made["mysql"]))) == 8
+
+
+def test_a_target_that_has_its_tables_does_not_wait_for_sqlalchemy() -> None:
+    code = "import sys, apply.loop, apply.postgres, control.wiring; sys.exit('sqlalchemy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
