@@ -6,6 +6,7 @@ statements go in a pipeline: any number of them in one round trip. libpq can't d
 
 from __future__ import annotations
 
+import select
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Session:
         # The driver reads and writes without blocking; here a full socket must hold us back, not fill our memory.
         self._pg.nonblocking = 0
         self.version = self.connection.info.server_version
+        self._arrival = select.poll()
+        self._arrival.register(self._pg.socket, select.POLLIN)
         self._queue: list[_Sent] = []
         self._names: OrderedDict[str, bytes] = OrderedDict()
         self._named = 0
@@ -127,12 +130,21 @@ class Session:
 
     def _results(self) -> pq.abc.PGresult:
         """Return the first result and drop the rest, which is the end."""
-        first = self._pg.get_result()
+        first = self._result()
         if first is None:
             raise psycopg.OperationalError("the server sent no result")
-        while self._pg.get_result() is not None:
+        while self._result() is not None:
             pass
         return first
+
+    def _result(self) -> pq.abc.PGresult | None:
+        """Return the next result. The driver would wait for it with the interpreter locked: a signal to stop, and
+        whoever asks for our health, would have to wait as long as somebody's lock is held at the target."""
+        pg = self._pg
+        while pg.is_busy():
+            self._arrival.poll()
+            pg.consume_input()
+        return pg.get_result()
 
     # ------------------------------------------------------------------------------------------------ pipeline
 
@@ -190,7 +202,7 @@ class Session:
                 self._names.pop(sent.sql, None)
             if failed is None:
                 failed = sent, self._error(result)
-        ended = self._pg.get_result()
+        ended = self._result()
         if ended is None or ended.status != pq.ExecStatus.PIPELINE_SYNC:
             raise psycopg.OperationalError("the connection was lost in a pipeline")
         self._pg.exit_pipeline_mode()
