@@ -43,8 +43,8 @@ def topics_of(log: Log, pipeline: str) -> Iterator[Line]:
             short = topic.name.removeprefix(prefix)
             name = f"{short}/{number}" if topic.partitions > 1 else short
             yield Line(
-                f"{name:<{width}} {start:>12,} .. {end:<12,} {'compacted' if topic.compacted else ''}".rstrip(),
-                {"topic": topic.name, "partition": number, "start": start, "end": end, "compacted": topic.compacted},
+                f"{name:<{width}} {start:>12,} .. {end:,}",
+                {"topic": topic.name, "partition": number, "start": start, "end": end},
             )
 
 
@@ -81,7 +81,7 @@ def records_of(
         view = _View(Tables(reader, topics), is_load=name.startswith(f"{topics.prefix}load."))
         while left != 0:
             try:
-                for offset, key, value in _read(reader, partition, at, end, found[name].compacted):
+                for offset, key, value in _read(reader, partition, at, end):
                     at = offset + 1
                     for line in view.lines(offset, key, value):  # of a load's records each holds many rows
                         yield line
@@ -93,24 +93,18 @@ def records_of(
                 if first <= at:
                     raise
                 at = first  # trimmed while we read
-            if at < end and not found[name].compacted:
+            if at < end:
                 continue
             if not follow:
                 return
-            at = max(at, end) if not found[name].compacted else at
             reader.wait({partition: at}, _WAIT_SECONDS)
             end = log.offsets(partition).end
 
 
 def _read(
-    reader: LogReader, partition: Partition, at: int, end: int, compacted: bool
+    reader: LogReader, partition: Partition, at: int, end: int
 ) -> Iterator[tuple[int, bytes | None, bytes | None]]:
     if at >= end:
-        return
-    if compacted:  # offsets have holes
-        while records := reader.records(partition, at):
-            yield from records
-            at = records[-1].offset + 1
         return
     stop = min(end, at + _AT_ONCE)
     for block in reader.read(partition, Range(at, stop)):

@@ -47,12 +47,10 @@ class Block:
 
 
 class Topic(NamedTuple):
-    """A topic to make. `compacted` topics keep at least the last record of each key; all others keep everything
-    until it is trimmed, and never lose anything by age or size."""
+    """A topic to make. It keeps everything until that is trimmed, and never loses anything by age or size."""
 
     name: str
     partitions: int = 1
-    compacted: bool = False
 
 
 class Usage(NamedTuple):
@@ -94,8 +92,8 @@ class LogReader(Protocol):
     def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
         """Return the records at and after `start` that are there now, at most `limit`, without waiting for more.
 
-        Meant for control topics that are read on and on. In a compacted topic offsets may have holes. Raises
-        `LogRewound` if `start` is beyond the end of the log, or before its beginning.
+        Meant for control topics that are read on and on. Raises `LogRewound` if `start` is beyond the end of the log,
+        or before its beginning.
         """
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:

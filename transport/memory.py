@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from codec.frames import pack, unpack
-from schemas.errors import GapDetected, IntegrityError, LogRewound
+from schemas.errors import IntegrityError, LogRewound
 from transport.log import WORK_PARTITIONS, Block, Partition, Range, Record, Topic, Usage
 from transport.topics import Topics
 
@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(slots=True)
 class _Sequence:
-    """The records of one partition; compaction leaves holes, trimming raises `start`."""
+    """The records of one partition; trimming raises `start`."""
 
     start: int = 0
     end: int = 0
@@ -84,13 +84,6 @@ class MemoryLog:
             sequence = self._sequence(partition)
             sequence.start = max(sequence.start, min(offset, sequence.end))
             del sequence.records[: sequence.at(sequence.start)]
-
-    def compact(self, topic: str) -> None:
-        """Do at once what Kafka does some time to a compacted topic: keep the last record of each key."""
-        with self._changed:
-            for sequence in self._made[topic].partitions:
-                last = {record.key: record.offset for record in sequence.records}
-                sequence.records = [r for r in sequence.records if r.key is None or last[r.key] == r.offset]
 
     def identity(self) -> str:
         with self._changed:
@@ -248,8 +241,6 @@ class _MemoryReader:
             if not sequence.start <= wanted.start <= wanted.end <= sequence.end:
                 raise LogRewound(f"{wanted} is not within {sequence.start}..{sequence.end} of {partition}")
             records = sequence.records[sequence.at(wanted.start) : sequence.at(wanted.end)]
-        if len(records) != wanted.end - wanted.start:
-            raise GapDetected(f"{wanted} of {partition} holds only {len(records)} records")
         batch: list[tuple[bytes | None, bytes | None]] = []
         size = 0
         for _, key, value in records:

@@ -352,28 +352,6 @@ def test_every_version_of_a_table_stays(subject: Subject) -> None:
         assert [record.value for record in reader.records(tables, 0)] == [b"0", b"1", b"2"]
 
 
-def test_a_compacted_topic_keeps_the_last_record_of_each_key(subject: Subject) -> None:
-    tables = Partition(f"{subject.names.prefix}latest")
-    log = subject.open()
-    log.create_topics([Topic(tables.topic, compacted=True)])
-    with log.writer("control") as writer, log.reader() as reader:
-        for n in range(30):
-            writer.put(tables, b"%d" % n, b"key %d" % (n % 3))
-        if isinstance(log, MemoryLog):
-            log.compact(tables.topic)
-        found, at = [], 0
-        while records := reader.records(tables, at, 7):
-            found += records
-            at = records[-1].offset + 1
-        assert at == 30 == log.offsets(tables).end
-        assert [r.offset for r in found] == sorted({r.offset for r in found})
-        assert {r.key: r.value for r in found} == {b"key 0": b"27", b"key 1": b"28", b"key 2": b"29"}
-        assert reader.records(tables, 28)[0].offset == 28
-        assert reader.records(tables, 30) == []
-        for start in range(30):  # wherever a hole is
-            assert reader.records(tables, start, 1)[0].offset >= start
-
-
 def test_what_is_trimmed_is_gone_and_the_rest_is_not(subject: Subject) -> None:
     log = subject.open()
     with log.writer("changes") as writer, log.reader() as reader:

@@ -145,25 +145,29 @@ def test_nobody_answers_at_a_wrong_address(names: Topics) -> None:
 
 def test_topics_keep_everything_until_it_is_trimmed(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
     admin = AdminClient({"bootstrap.servers": kafka_broker.bootstrap})
-    latest = f"{names.prefix}latest"
-    log.create_topics([Topic(latest, compacted=True)])
-    for topic in (names.frontier.topic, table(names).topic, names.tables.topic, latest):
+    for topic in (names.frontier.topic, table(names).topic, names.tables.topic):
         resource = ConfigResource("topic", topic)
         config = {k: e.value for k, e in admin.describe_configs([resource])[resource].result(PATIENCE).items()}
         assert config["retention.ms"] == config["retention.bytes"] == "-1"
-        assert config["cleanup.policy"] == ("compact" if topic == latest else "delete")
+        assert config["cleanup.policy"] == "delete"
         assert config["unclean.leader.election.enable"] == "false"
         assert config["flush.messages"] == "1"  # one copy: acknowledged must mean synced
     assert log.problems() == []
 
 
 def test_topics_that_lose_records_are_a_problem(kafka_broker: servers.Kafka, names: Topics) -> None:
-    weak = {"flush.messages": "1000", "retention.ms": "1000000", "unclean.leader.election.enable": "true"}
+    weak = {
+        "flush.messages": "1000",
+        "retention.ms": "1000000",
+        "unclean.leader.election.enable": "true",
+        "cleanup.policy": "compact,delete",
+    }
     log = KafkaLog(kafka_broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE, topic_settings=weak)
     log.create_topics([Topic(names.frontier.topic), Topic(table(names).topic)])
     told = "\n".join(problem for problem, _ in log.problems())
     assert "power cut" in told
     assert "retention.ms" in told
+    assert "compaction" in told
     assert "lags" in told
     assert "1 more" in told
     log.delete_topics([names.frontier.topic, table(names).topic])
@@ -295,8 +299,8 @@ def test_a_partition_that_is_named_later_does_not_wait_for_the_request_under_way
         assert time.monotonic() - began < 0.25 * len(many)
 
 
-def test_holes_of_a_compacted_topic_are_passed_over(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
-    """Control records of a transaction take offsets like those that were compacted, and come at once."""
+def test_offsets_without_records_are_passed_over(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:
+    """Somebody's transactions left control records, which take offsets."""
     producer = Producer({"bootstrap.servers": kafka_broker.bootstrap, "transactional.id": names.prefix})
     producer.init_transactions(PATIENCE)
     with log.reader() as reader:

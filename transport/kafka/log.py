@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import ConfigResource, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from schemas.errors import ReplicationError
 from transport.kafka.cluster import LATEST, TOPICS_A_CALL, Cluster
@@ -62,7 +62,7 @@ class KafkaLog:
                         t.name,
                         num_partitions=t.partitions,
                         replication_factor=copies,
-                        config=self._config(t.compacted, copies),
+                        config=self._config(copies),
                     )
                     for t in missing[at : at + TOPICS_A_CALL]
                 ]
@@ -102,12 +102,7 @@ class KafkaLog:
     def topics(self, prefix: str) -> list[Topic]:
         with self._cluster.translated("list topics"):
             known = self._cluster.metadata().topics
-            names = sorted(name for name in known if name.startswith(prefix))
-            configs = self._cluster.configs([ConfigResource("topic", name) for name in names])
-            return [
-                Topic(name, len(known[name].partitions), "compact" in config.get("cleanup.policy", ""))
-                for name, config in zip(names, configs, strict=True)
-            ]
+            return [Topic(name, len(known[name].partitions)) for name in sorted(known) if name.startswith(prefix)]
 
     def offsets(self, partition: Partition) -> Range:
         with self._cluster.translated(f"look at the offsets of {name_of(partition)}"):
@@ -150,11 +145,11 @@ class KafkaLog:
     def close(self) -> None:
         self._cluster.close()
 
-    def _config(self, compacted: bool, copies: int) -> dict[str, str]:
+    def _config(self, copies: int) -> dict[str, str]:
         chosen = {
             "retention.ms": "-1",  # an idle pipeline would lose its last frontier, and its position with it
             "retention.bytes": "-1",
-            "cleanup.policy": "compact" if compacted else "delete",
+            "cleanup.policy": "delete",
             "segment.bytes": str(512 << 20),  # no batch may be larger than a segment
             "max.message.bytes": str(_TOPIC_BYTES),
             "min.insync.replicas": str(max(1, copies - 1)),

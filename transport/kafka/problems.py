@@ -48,8 +48,9 @@ def _weaknesses(copies: int, config: Mapping[str, str]) -> list[tuple[str, str]]
         found.append(
             ("a broker that lags may become leader and drop records", "set unclean.leader.election.enable=false")
         )
-    if "compact" not in config.get("cleanup.policy", ""):
-        for setting in ("retention.ms", "retention.bytes"):
-            if config.get(setting) != "-1":
-                found.append((f"records expire by {setting} before targets have them", f"set {setting}=-1"))
+    if config.get("cleanup.policy") != "delete":
+        found.append(("compaction drops records before targets have them", "set cleanup.policy=delete"))
+    for setting in ("retention.ms", "retention.bytes"):
+        if config.get(setting) != "-1":
+            found.append((f"records expire by {setting} before targets have them", f"set {setting}=-1"))
     return found

@@ -97,7 +97,7 @@ class KafkaReader:
             feed.release(partition)
             raise LogRewound(f"offset {start} is beyond the end {end} of {name_of(partition)}")
         deadline = time.monotonic() + self._cluster.deadline_s
-        # The end may have no record of its own: control records take offsets, and so do those that were compacted.
+        # The end may have no record of its own: control records of transactions take offsets.
         while start < end and window.end < end and not window.holds(start):
             if time.monotonic() >= deadline:
                 raise feed.silent(f"read {name_of(partition)}")

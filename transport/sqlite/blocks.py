@@ -22,9 +22,6 @@ SEGMENT = """
 create table block (id integer primary key, count integer not null, data blob);
 create table piece (block integer not null, number integer not null, data blob not null, primary key (block, number));
 create table begin (partition integer primary key, start integer not null);
-create table latest (
-    partition integer not null, key blob not null, id integer not null, primary key (partition, key)
-) without rowid;
 create table state (sealed integer not null, beat integer not null);
 insert into state values (0, 0);
 """

@@ -19,8 +19,7 @@ from transport.topics import Topics
 
 CATALOG = """
 create table topic (
-    name text primary key, first integer not null, partitions integer not null, compacted integer not null,
-    identity text not null
+    name text primary key, first integer not null, partitions integer not null, identity text not null
 ) without rowid;
 create table allotted (next integer not null);
 insert into allotted values (0);
@@ -38,7 +37,6 @@ create table trimmed (partition integer primary key, start integer not null);
 class TopicRow(NamedTuple):
     first: int  # its partitions are this id and those that follow; ids are never used again
     partitions: int
-    compacted: bool
     identity: str
 
 
@@ -67,11 +65,11 @@ class Catalog:
         if version != self._version:
             segments: dict[str, list[tuple[int, int | None]]] = {}
             with transaction(self._connection, "begin"):
-                topics = fetch(self._connection, "select name, first, partitions, compacted, identity from topic")
+                topics = fetch(self._connection, "select name, first, partitions, identity from topic")
                 for place, number, size in fetch(self._connection, "select * from segment order by place, number"):
                     segments.setdefault(place, []).append((number, size))
                 trimmed = dict(fetch(self._connection, "select partition, start from trimmed"))
-            rows = {name: TopicRow(first, n, bool(compacted), i) for name, first, n, compacted, i in topics}
+            rows = {name: TopicRow(*row) for name, *row in topics}
             self._contents, self._version = Contents(rows, segments, trimmed), version
         return self._contents
 

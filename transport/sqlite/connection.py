@@ -15,7 +15,7 @@ from urllib.parse import quote
 from schemas.errors import IntegrityError, LogUnavailable, PrerequisiteMissing, ReplicationError
 from transport.sqlite.disk import unlink
 
-_FORMAT = 1  # user_version of every file
+_FORMAT = 2  # user_version of every file
 
 _UNAVAILABLE = frozenset(
     {

@@ -70,8 +70,8 @@ class SqliteLog:
                         continue
                     (first,) = fetch_one(connection, "select next from allotted")
                     run(connection, "update allotted set next = next + ?", topic.partitions)
-                    row = (topic.name, first, topic.partitions, topic.compacted, uuid.uuid4().hex)
-                    run(connection, "insert into topic values (?, ?, ?, ?, ?)", *row)
+                    row = (topic.name, first, topic.partitions, uuid.uuid4().hex)
+                    run(connection, "insert into topic values (?, ?, ?, ?)", *row)
 
     def delete_topics(self, names: list[str]) -> None:
         """The room they take is free when the segments that hold them are dropped."""
@@ -91,7 +91,7 @@ class SqliteLog:
             return []
         with translated("list topics"):
             rows = self._here().catalog.look().topics
-            return [Topic(n, t.partitions, t.compacted) for n, t in sorted(rows.items()) if n.startswith(prefix)]
+            return [Topic(n, t.partitions) for n, t in sorted(rows.items()) if n.startswith(prefix)]
 
     def offsets(self, partition: Partition) -> Range:
         with translated("look at offsets"):

@@ -112,7 +112,7 @@ class SqliteReader:
         contents = self.catalog.look()
         newest = self.catalog.newest(place)
         segment = self._segment(place, newest) if newest else None
-        if segment is None or place == "control":
+        if segment is None:
             return False
         for name, topic in contents.topics.items():
             for number in range(topic.partitions):
@@ -157,7 +157,7 @@ class SqliteReader:
             for block, held, stored in found:
                 base = block & OFFSET_MASK
                 if base + held <= at:
-                    continue  # the one before a hole, or before the end
+                    continue  # the last one, which ends before
                 data = stored if stored is not None else join_pieces(segment.connection, block)
                 size += len(data)
                 yield base, data
@@ -166,7 +166,7 @@ class SqliteReader:
                 rows = max(1, min(4096, _READ_BYTES * len(found) // max(size, 1)))
             if at == before:
                 if finish is not None:
-                    at = finish  # a sealed segment with a hole at its end
+                    at = finish  # a sealed segment that has lost its end: the next one's beginning tells
                 elif not self._sealed(segment) or self._holding(place, number, at)[0] is segment:
                     return
 

@@ -6,10 +6,9 @@ import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from codec.frames import pack, unpack
+from codec.frames import pack
 from schemas.errors import IntegrityError, LogRewound
 from transport.log import Block, Range
 from transport.sqlite.bell import Bell
@@ -23,14 +22,6 @@ _AHEAD_BYTES = 8 << 20  # of WAL that are there before they are written
 _PIECE_BYTES = 4 << 20  # a record larger than this is stored in pieces: SQLite copies each value it is given
 
 
-@dataclass(slots=True)
-class _Pending:
-    """Blocks of one partition, to be stored with the next commit."""
-
-    compacted: bool
-    blocks: list[Block] = field(default_factory=list)
-
-
 class Tail:
     """The end of a place, where one writer adds.
 
@@ -39,13 +30,12 @@ class Tail:
     """
 
     def __init__(self, catalog: Catalog, place: str, wait_s: float, segment_bytes: int) -> None:
-        self.pending: dict[int, _Pending] = {}
+        self.pending: dict[int, list[Block]] = {}  # of each partition, to be stored with the next commit
         self.pending_bytes = 0
         self.written: dict[int, Range] = {}  # by this writer since they were last taken, not all of it synced
         self.unsynced = False
         self._catalog, self._place, self._wait_s = catalog, place, wait_s
-        # Compaction looks for the record before within its file, so what may be compacted stays in one.
-        self._limit = None if place == "control" else segment_bytes
+        self._limit = segment_bytes
         # Elsewhere commits are few, or large.
         self._ahead = min(_AHEAD_BYTES, segment_bytes // 8) if place == "changes" else 0
         self._bell = Bell(catalog.root / f"{place}.bell")
@@ -59,8 +49,8 @@ class Tail:
         self._synced: bool | None = None  # whether commits are `full` now
         self._begins: dict[int, int] = {}
 
-    def add(self, partition: int, compacted: bool, block: Block) -> None:
-        self.pending.setdefault(partition, _Pending(compacted)).blocks.append(block)
+    def add(self, partition: int, block: Block) -> None:
+        self.pending.setdefault(partition, []).append(block)
         self.pending_bytes += len(block.data)
 
     def write(self, durable: bool) -> None:
@@ -71,14 +61,11 @@ class Tail:
                     run(connection, "update state set beat = beat + 1")  # a commit of nothing syncs nothing
                 self._store(connection)
 
-    def seal(self, partition: int, compacted: bool, key: bytes | None, value: Callable[[], bytes | None]) -> int:
+    def seal(self, partition: int, key: bytes | None, value: Callable[[], bytes | None]) -> int:
         """Commit what is pending and, with it, one more record, whose value is asked for when ranges are known."""
         with self._committing(True) as connection:
             self._store(connection)
-            data = pack([(key, value())])
-            if compacted:
-                return self._replace(connection, partition, key, data)
-            return self._insert(connection, partition, 1, data)
+            return self._insert(connection, partition, 1, pack([(key, value())]))
 
     def close(self) -> None:
         self._helper.close()
@@ -131,7 +118,7 @@ class Tail:
                     run(connection, "rollback")
                     self._next()
                     continue
-            if self._limit is not None and self._bytes(connection) >= self._limit:
+            if self._bytes(connection) >= self._limit:
                 run(connection, "rollback")
                 run(connection, "pragma synchronous = full")
                 with transaction(connection):
@@ -162,18 +149,13 @@ class Tail:
         return int(fetch_one(connection, "pragma page_count")[0]) * 4096
 
     def _store(self, connection: sqlite3.Connection) -> None:
-        for partition, pending in self.pending.items():
+        for partition, blocks in self.pending.items():
             start = end = self._end(connection, partition)
             if self._mine.get(partition, start) != start:
                 # Their records stand between two of ours: a range would hold both. The other one is newer.
                 raise IntegrityError(f"another writer is at work in {self._path}")
-            if pending.compacted:
-                for block in pending.blocks:
-                    for key, value in unpack(block.data):
-                        end = self._replace(connection, partition, key, pack([(key, value)])) + 1
-            else:
-                for number, data in stored_rows(pending.blocks):
-                    end = self._insert(connection, partition, number, data) + number
+            for number, data in stored_rows(blocks):
+                end = self._insert(connection, partition, number, data) + number
             self._mine[partition] = end
             self.written[partition] = Range(self.written.get(partition, Range(start, end)).start, end)
         self.pending.clear()
@@ -191,21 +173,6 @@ class Tail:
         else:
             run(connection, "insert into block values (?, ?, ?)", block, number, data)
         self._ends[partition] = offset + number
-        return offset
-
-    def _replace(self, connection: sqlite3.Connection, partition: int, key: bytes | None, data: bytes) -> int:
-        """Insert a record and delete the one before it with the same key: compaction without a cleaner.
-
-        The last record is never deleted, so the end stays known.
-        """
-        offset = self._insert(connection, partition, 1, data)
-        if key is not None:
-            before = fetch_one(connection, "select id from latest where partition = ? and key = ?", partition, key)
-            if before:
-                run(connection, "delete from block where id = ?", before[0])
-                run(connection, "delete from piece where block = ?", before[0])
-            row = (partition, key, partition << OFFSET_BITS | offset)
-            run(connection, "insert into latest values (?, ?, ?) on conflict do update set id = excluded.id", *row)
         return offset
 
     def _end(self, connection: sqlite3.Connection, partition: int) -> int:

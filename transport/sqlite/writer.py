@@ -23,7 +23,7 @@ class SqliteWriter:
         self._catalog, self._names, self._budget = catalog, names, budget
         self._wait_s, self._segment_bytes = wait_s, segment_bytes
         self._tails: dict[str, Tail] = {}
-        self._places: dict[Partition, tuple[Tail, int, bool]] = {}
+        self._places: dict[Partition, tuple[Tail, int]] = {}
         self._by_id: dict[int, Partition] = {}
         self._ranges: dict[Partition, Range] = {}  # since the last seal
         self._dead = False
@@ -31,14 +31,14 @@ class SqliteWriter:
 
     def append(self, partition: Partition, block: Block) -> None:
         with self._alive("append to the log"):
-            tail, number, compacted = self._place(partition)
+            tail, number = self._place(partition)
             if count(block.data) != block.count:
                 raise IntegrityError(f"a block of {block.count} records holds {count(block.data)}")
             if not block.count:
                 return
             if tail not in (self._tails.get("control"), self._tails.get("chunks")):
                 self._wait_for_room(len(block.data))
-            tail.add(number, compacted, block)
+            tail.add(number, block)
             if tail.pending_bytes >= _PENDING_BYTES:
                 tail.write(durable=False)
 
@@ -52,7 +52,7 @@ class SqliteWriter:
         self, partition: Partition, make: Callable[[dict[Partition, Range]], bytes], key: bytes | None = None
     ) -> int:
         with self._alive("seal a step"):
-            last, number, compacted = self._place(partition)
+            last, number = self._place(partition)
             for tail in self._tails.values():
                 if tail is not last:
                     tail.write(durable=True)
@@ -61,14 +61,14 @@ class SqliteWriter:
                 self._take()
                 return make(dict(self._ranges))
 
-            offset = last.seal(number, compacted, key, value)
+            offset = last.seal(number, key, value)
             self._ranges.clear()
             return offset
 
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
         with self._alive("put a record"):
-            tail, number, compacted = self._place(partition)
-            return tail.seal(number, compacted, key, lambda: value)
+            tail, number = self._place(partition)
+            return tail.seal(number, key, lambda: value)
 
     def close(self) -> None:
         for tail in self._tails.values():
@@ -84,14 +84,14 @@ class SqliteWriter:
             yield
         self._dead = False
 
-    def _place(self, partition: Partition) -> tuple[Tail, int, bool]:
+    def _place(self, partition: Partition) -> tuple[Tail, int]:
         found = self._places.get(partition)
         if found is None:
             topic = self._catalog.topic(partition)
             place = place_of(self._names, partition)
             if place not in self._tails:
                 self._tails[place] = Tail(self._catalog, place, self._wait_s, self._segment_bytes)
-            found = self._places[partition] = (self._tails[place], topic.first + partition.number, topic.compacted)
+            found = self._places[partition] = (self._tails[place], topic.first + partition.number)
             self._by_id[found[1]] = partition
         return found
 

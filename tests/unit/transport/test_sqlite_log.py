@@ -197,6 +197,18 @@ def test_two_writers_go_over_to_the_next_segment_together(log: SqliteLog) -> Non
             assert sum(b.count for b in reader.read(table, Range(0, 40))) == 40
 
 
+def test_whoever_writes_control_records_goes_over_to_the_next_segment_too(log: SqliteLog) -> None:
+    values = [b"%d" % n + os.urandom(300_000) for n in range(16)]
+    with log.writer("control") as one, log.writer("control") as other, log.reader() as reader:
+        for n, value in enumerate(values):
+            (one, other)[n % 2].put(NAMES.tables, value, b"key")
+        found: list[bytes | None] = []
+        while records := reader.records(NAMES.tables, len(found)):
+            found += [record.value for record in records]
+    assert found == values
+    assert len(segments(log, "control")) > 3
+
+
 def test_missing_records_are_a_gap(log: SqliteLog) -> None:
     with log.writer("changes") as writer:
         for _ in range(5):
