@@ -28,6 +28,7 @@ from apply.target import (
 )
 from codec.frames import unpack
 from schemas.errors import (
+    LOAD_AGAIN,
     GapDetected,
     LogRewound,
     ReplicationError,
@@ -267,7 +268,7 @@ class Apply:
             if progress.offset > end:
                 raise LogRewound(
                     f"the target has applied the log up to {progress.offset}, but it ends at {end}",
-                    remedy="restore the log, or load the tables again",
+                    remedy=f"restore the log, or {LOAD_AGAIN}",
                 )
             self._cohort_at(_place(progress)).groups.add(group)
         for table in self._mine():
@@ -335,10 +336,8 @@ class Apply:
                 self._apply(cohort, portion)
                 cohort.done(portion)
         except SchemaChanged as changed:
-            remedy = f"change the target's table in the same way, then load {changed.table} again"
-            self._fail(
-                changed.table, SchemaUnsupported("the table's columns or key were changed at the source", remedy=remedy)
-            )
+            what = "the table's columns or key were changed at the source"
+            self._fail(changed.table, SchemaUnsupported(what, remedy=LOAD_AGAIN))
             return True
         except TableRefused as refused:
             self._fail(refused.table, refused.cause)
@@ -619,7 +618,7 @@ class Apply:
                     progress.table,
                     SchemaUnsupported(
                         "the table's columns or key were changed at the source before it was loaded",
-                        remedy="drop the table at the target and set the pipeline up again",
+                        remedy=LOAD_AGAIN,
                     ),
                 )
             span = Range(manifest.start, manifest.end)

@@ -23,6 +23,7 @@ from engines.postgres.connect import connect
 from engines.postgres.errors import translate, translated
 from engines.postgres.quoting import literal, quote
 from schemas.errors import (
+    LOAD_AGAIN,
     GapDetected,
     LogRewound,
     PrerequisiteMissing,
@@ -96,7 +97,7 @@ class PostgresTarget:
         if row is not None and row[0] != log:
             raise LogRewound(
                 f"the progress in target {self._settings.name} was made in another log of pipeline {self._pipeline}",
-                remedy="restore that log; or remove the pipeline from schema penstock of the target, and load again",
+                remedy=f"restore that log, or {LOAD_AGAIN}",
             )
 
     @property

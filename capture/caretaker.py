@@ -12,7 +12,7 @@ from psycopg.rows import tuple_row
 
 from engines.postgres import replication
 from engines.postgres.connect import connect
-from schemas.errors import PrerequisiteMissing, ReplicationError
+from schemas.errors import LOAD_AGAIN, PrerequisiteMissing, ReplicationError
 from schemas.frontier import Setup
 from schemas.table import Leaf, Table, TableId
 
@@ -53,8 +53,8 @@ def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Seque
     if problems := replication.publication_problems(connection, setup.publications[0], existing):
         raise PrerequisiteMissing(
             "; ".join(problems),
-            remedy="bring the publications back to what they were; changes that were made meanwhile are not in the "
-            "stream, so the tables that are named need a new load",
+            remedy="bring the publications back to what they were; if rows of the tables that are named were changed"
+            f" meanwhile, {LOAD_AGAIN}",
         )
 
 

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import pq
 
 from capture.caretaker import Caretaker, publications_fit
-from capture.relations import RELOAD, Relations
+from capture.relations import Relations
 from capture.source import Step
 from capture.tables import TableVersions
 from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, RELATION, TRUNCATE, ChangeDecoder, Relation
@@ -26,6 +26,7 @@ from engines.postgres.connect import connect
 from engines.postgres.connect import replication as connect_for_replication
 from engines.postgres.errors import translate, translated
 from schemas.errors import (
+    LOAD_AGAIN,
     LogRewound,
     PositionLost,
     ReplicationError,
@@ -121,7 +122,7 @@ class PostgresSource:
             if (system := replication.system_identity(stream)) != self._setup.system:
                 raise PositionLost(
                     f"the source is another cluster (system identifier {system}, not {self._setup.system})",
-                    remedy=f"correct the URL; if the source was replaced: {RELOAD}",
+                    remedy=f"correct the URL; if the source was replaced: {LOAD_AGAIN}",
                 )
             control = self._catalogue()
             self._check(control, after)
@@ -144,22 +145,22 @@ class PostgresSource:
         slot = self._setup.slot
         state = replication.slot_state(control, slot)
         if state is None:
-            raise PositionLost(f"the source has no replication slot {slot}", remedy=RELOAD)
+            raise PositionLost(f"the source has no replication slot {slot}", remedy=LOAD_AGAIN)
         if state.lost:
             cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
-            raise PositionLost(f"the source has given up slot {slot}: {cause}", remedy=RELOAD)
+            raise PositionLost(f"the source has given up slot {slot}: {cause}", remedy=LOAD_AGAIN)
         if state.confirmed_flush is not None and state.confirmed_flush > after:
             raise LogRewound(
                 f"slot {slot} was confirmed up to {replication.lsn_text(state.confirmed_flush)}, but the log ends at "
                 f"{replication.lsn_text(after)}: it is not the log that was written, or has lost its end",
-                remedy=f"bring the right log back; if it is gone: {RELOAD}",
+                remedy=f"bring the right log back; if it is gone: {LOAD_AGAIN}",
             )
         self._end_at_start = replication.wal_insert_lsn(control)
         if after > self._end_at_start:
             raise PositionLost(
                 f"the source's log ends at {replication.lsn_text(self._end_at_start)}, before "
                 f"{replication.lsn_text(after)}, which was captured already: it was restored to an earlier state",
-                remedy=RELOAD,
+                remedy=LOAD_AGAIN,
             )
 
     def _acquire(self, stream: pq.abc.PGconn, after: int) -> None:
@@ -335,7 +336,7 @@ class PostgresSource:
                 raise SchemaUnsupported(
                     f"{id}: its partition {relation.schema}.{relation.name} was truncated alone, in the transaction "
                     f"at {replication.lsn_text(self._decoder.commit_lsn)}",
-                    remedy=f"{RELOAD}; then truncate the whole table, or delete the partition's rows",
+                    remedy=f"{LOAD_AGAIN}; from then on truncate whole tables, or delete the partition's rows",
                 )
             self._decoder.append_truncate(leaves[0])
 
@@ -389,10 +390,10 @@ class PostgresSource:
         with contextlib.suppress(psycopg.Error):
             state = replication.slot_state(self._catalogue(), self._setup.slot)
             if state is None:
-                return PositionLost(f"the replication slot {self._setup.slot} was dropped", remedy=RELOAD)
+                return PositionLost(f"the replication slot {self._setup.slot} was dropped", remedy=LOAD_AGAIN)
             if state.lost:
                 cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
-                return PositionLost(f"the source has given up slot {self._setup.slot}: {cause}", remedy=RELOAD)
+                return PositionLost(f"the source has given up slot {self._setup.slot}: {cause}", remedy=LOAD_AGAIN)
         if error is not None:
             meaning = translate(error, "source", f"streaming from slot {self._setup.slot}")
             if not isinstance(meaning, TransientError) or isinstance(meaning, SourceUnavailable):
@@ -412,7 +413,7 @@ class PostgresSource:
             text = f"{relation.columns[int(found[1])].name}: {found[2]}"
         return SchemaUnsupported(
             f"{id or 'a table'}.{text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
-            remedy=RELOAD + "; leave the table out, or correct the value first",
+            remedy=f"correct the value, or leave the table out; then {LOAD_AGAIN}",
         )
 
     def close(self) -> None:

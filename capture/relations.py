@@ -17,13 +17,9 @@ from codec.pgoutput import Relation
 from engines.postgres import catalogue
 from engines.postgres import catalogue_queries as queries
 from engines.postgres.types import kind_of
-from schemas.errors import SchemaUnsupported, SourceUnavailable
+from schemas.errors import LOAD_AGAIN, SchemaUnsupported, SourceUnavailable
 from schemas.table import Column, ColumnDetails, Definition, Identity, Table, TableId
 from transport.views import Registered
-
-RELOAD = (
-    "the table's rows on the targets can't be brought up to date any more: start the pipeline again with a new load"
-)
 
 ROOT = """
 select r.oid::int8, n.nspname, r.relname
@@ -133,7 +129,9 @@ class Relations:
             root = cursor.execute(ROOT, {"oid": relation.oid}).fetchone()
         if root is None or root[0] == relation.oid:
             if self._tables.of(name):
-                raise SchemaUnsupported(f"{name} was dropped, or renamed, and made again on the source", remedy=RELOAD)
+                raise SchemaUnsupported(
+                    f"{name} was dropped, or renamed, and made again on the source", remedy=LOAD_AGAIN
+                )
             return None
         id = TableId(root[1], root[2])
         versions = self._tables.of(id)
@@ -226,7 +224,8 @@ def _column(
         written = cursor.execute(TYPES, {"oid": type_oid, "modifier": modifier}).fetchone()
     if base is None or written is None:
         raise SchemaUnsupported(
-            f"{table}: the type of column {name} (oid {type_oid}) was dropped since the change was made", remedy=RELOAD
+            f"{table}: the type of column {name} (oid {type_oid}) was dropped since the change was made",
+            remedy=LOAD_AGAIN,
         )
     return Column(
         name=name,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from control.wiring import A_LOOK, exists, opened_log
-from schemas.errors import ConfigInvalid, ReplicationError
+from schemas.errors import LOAD_AGAIN, ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Objects, Table, TableId
 from transport.log import Log
@@ -94,9 +94,7 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
     for table in chosen:
         if table.id not in known:
             problem = f"{table.id} is newer than the pipeline, and not part of it: it is not copied"
-            yield Finding(
-                "source", problem, "`penstock drop` the pipeline, and run it again with prepare: drop-and-create", False
-            )
+            yield Finding("source", problem, LOAD_AGAIN, False)
 
 
 def _target(

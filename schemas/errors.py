@@ -29,6 +29,9 @@ An error that no driver mapping classifies is an `OperatorError`: a person has t
 
 from __future__ import annotations
 
+LOAD_AGAIN = "`penstock drop` the pipeline, and run it again with prepare: drop-and-create"
+"""The remedy, or its last part, where what is at a target can't be brought up to date any more."""
+
 
 class ReplicationError(Exception):
     """Base of every error that Penstock raises on purpose.

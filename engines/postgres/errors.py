@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import psycopg
 
 from schemas.errors import (
+    LOAD_AGAIN,
     ConfigInvalid,
     ConstraintViolated,
     OperatorError,
@@ -145,7 +146,7 @@ WAL_LEVEL = re.compile(r"requires wal_level >= logical")
 UNREACHABLE = re.compile(r"connection refused|timed? ?out|resolve host|translate host name|unreachable|no route", re.I)
 NO_TLS = re.compile(r"does not support SSL|invalid sslmode|invalid .* value: ")
 
-RESTART_REMEDY = "the changes since then are lost: remove the pipeline's state and start it again with a new load"
+RESTART_REMEDY = f"the changes since then are lost: {LOAD_AGAIN}"
 
 
 def translate(exc: psycopg.Error, side: Side, doing: str = "") -> ReplicationError:

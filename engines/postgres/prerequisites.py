@@ -16,6 +16,7 @@ from engines.postgres.publications import publication_names, publication_problem
 from engines.postgres.quoting import quote
 from engines.postgres.replication import slot_state
 from engines.postgres.target_prerequisites import target_problems
+from schemas.errors import LOAD_AGAIN
 from schemas.pipeline import Mode
 from schemas.table import Identity, Table, TableId
 
@@ -70,7 +71,7 @@ def _settings(found: Found, conn: psycopg.Connection, pipeline_name: str) -> Non
     if ours is not None and ours.lost:
         found.error(
             f"source: slot penstock_{pipeline_name} is lost {ours.invalidation_reason}".rstrip(),
-            "remove the pipeline's state and start it again with a new load",
+            LOAD_AGAIN,
         )
     sender_timeout = int(settings["wal_sender_timeout"])
     if 0 < sender_timeout < LEAST_SENDER_TIMEOUT:

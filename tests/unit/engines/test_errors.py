@@ -9,6 +9,7 @@ import pytest
 
 from engines.postgres.errors import CLASSES, EXACT, translate, translated
 from schemas.errors import (
+    LOAD_AGAIN,
     ConfigInvalid,
     ConstraintViolated,
     OperatorError,
@@ -102,7 +103,9 @@ def test_states_of_a_target(state: str, expected: type[ReplicationError]) -> Non
     ],
 )
 def test_states_of_a_source(state: str, message: str, expected: type[ReplicationError]) -> None:
-    assert type(translate(error(state, message), "source")) is expected
+    translated = translate(error(state, message), "source")
+    assert type(translated) is expected
+    assert (LOAD_AGAIN in translated.remedy) == (expected in {PositionLost, PrerequisiteMissing})
 
 
 @pytest.mark.parametrize(
