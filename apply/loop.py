@@ -97,7 +97,7 @@ class Apply:
         limits: Limits | None = None,
     ) -> None:
         self._log, self._target, self._clock = log, target, clock
-        self._topics = Topics(pipeline)
+        self._topics, self._name = Topics(pipeline), name
         self._names = (
             (f"{pipeline}.load.{name}", f"{pipeline}.apply.{name}") if follows else (f"{pipeline}.load.{name}",)
         )
@@ -263,12 +263,18 @@ class Apply:
         self._looked_at = -1e9
         self._cohorts.clear()
         self._moves_due = self._again_due = True
-        end = self._log.offsets(self._topics.frontier).end
+        start, end = self._log.offsets(self._topics.frontier)
         for group, progress in sorted(self._stored.items()):
             if progress.offset > end:
                 raise LogRewound(
                     f"the target has applied the log up to {progress.offset}, but it ends at {end}",
                     remedy=f"restore the log, or {LOAD_AGAIN}",
+                )
+            if progress.offset < start:
+                raise LogRewound(
+                    f"the target has applied the log up to {progress.offset}, but it was trimmed up to {start}",
+                    remedy="the target was restored, or not in the file for a while: drop its schema penstock and the"
+                    " tables that were loaded, and give it another name in the file",
                 )
             self._cohort_at(_place(progress)).groups.add(group)
         for table in self._mine():
@@ -482,9 +488,8 @@ class Apply:
         """Return the position that capture must have passed before nothing that a snapshot saw can be lost."""
         if self._known[table].snapshot < 0:
             return 0
-        chunks = self._chunks.of(table)
-        used = {manifest.snapshot for manifest in chunks.manifests.values()} | {self._known[table].snapshot}
-        return max(self._chunks.snapshots[snapshot].position for snapshot in used)
+        # It is the newest of those that the table was read in, and so its message is the last.
+        return self._chunks.snapshots[self._known[table].snapshot].position
 
     def _note(self, *, idle: bool) -> bool:
         """Store how far the members have come that had no changes for a while, all at once and not often."""
@@ -588,7 +593,7 @@ class Apply:
             if progress is None or chunks.plan is None or table not in self._made_with:
                 continue
             if progress.state is not TableState.LOADING or progress.generation != chunks.plan.generation:
-                late |= progress.generation < chunks.plan.generation
+                late |= _is_loading(progress) and progress.generation < chunks.plan.generation
                 continue
             self._todo += [
                 (table, progress.generation, number)
@@ -663,8 +668,8 @@ class Apply:
         if not self._moves_due and (not self._unsettled or now - self._moved_at < limits.share_every):
             return False
         self._moves_due, self._moved_at = False, now
-        # A table that is live, or failed, has to move only when it is to be loaded again.
-        again = self._chunks.tables.keys() & self._known.keys() if self._again_due else ()
+        # A table that has failed has to move only when it is to be loaded again.
+        again = self._chunks.tables.keys() & self._failed if self._again_due else ()
         for table in sorted(self._unsettled.union(again)):
             progress = self._known[table]
             try:
@@ -699,7 +704,7 @@ class Apply:
         generation = chunks.plan.generation if chunks.plan else -1
         if progress.state is TableState.WAITING:
             return self._prepare(progress)
-        if generation > progress.generation and progress.failed_in != TableState.WAITING.value:
+        if generation > progress.generation and _is_loading(progress) and self._may_load(chunks):
             return self._begin_generation(progress, generation)
         match progress.state:
             case TableState.LOADING:
@@ -720,12 +725,12 @@ class Apply:
         self._learn(self._target.tables()[progress.table])
         return True
 
+    def _may_load(self, chunks: TableChunks) -> bool:
+        """Whether a table's plan is for this target too: it is not, if it came when the log had been trimmed."""
+        admitted = self._chunks.admitted
+        return not chunks.outdated and (admitted is None or self._name in admitted.targets)
+
     def _begin_generation(self, progress: TableProgress, generation: int) -> bool:
-        if progress.state is TableState.LIVE:
-            # First it leaves its group; then it may be emptied.
-            group = self._group_move(progress.group, _place(self._stored[progress.group]), other_members=True)
-            self._write(Batch([group], [self._table_move(progress.table, state=TableState.LOADING)]))
-            return True
         move = self._table_move(
             progress.table,
             state=TableState.LOADING,
@@ -807,6 +812,11 @@ class Apply:
             return True
         self._write(Batch(tables=[self._table_move(progress.table, tied=True)]))
         return True
+
+
+def _is_loading(progress: TableProgress) -> bool:
+    """Whether a table takes another generation. One that is past its load has all of a generation that was complete."""
+    return TableState.LOADING in {progress.state, progress.failed_in}
 
 
 def _place(progress: Progress) -> Progress:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from apply.target import MakeTarget, Progress, TableProgress, find_target
 from control.status import TargetView
 from control.wiring import exists
+from schemas.errors import LogRewound
 from schemas.frontier import Setup, Trimmed
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
@@ -76,12 +77,9 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
         if answer.error:
             raise Held(f"target {answer.name} can't be asked: {answer.error}")
         for table, progress in answer.tables.items():
-            plan = chunks.of(table).plan
             failed = progress.state is TableState.FAILED and progress.progress.offset >= 0
             if not failed and progress.state is not TableState.LIVE:
                 raise Held(f"{table} on target {answer.name} is {progress.state}")
-            if plan is not None and progress.generation < plan.generation:
-                raise Held(f"{table} on target {answer.name} is to be loaded again")
             if failed:
                 places.append(progress.progress.offset)
         places += [progress.offset for progress in answer.groups.values()]
@@ -140,7 +138,12 @@ class Trimmer:
             self._log.trim(partition, self._log.offsets(partition).end if end is None else end)
             return True
         if self._frontiers.next < self._until:
-            self._read_on()
+            try:
+                self._read_on()
+            except LogRewound:
+                if self._log.offsets(self._topics.frontier).start <= self._frontiers.next:
+                    raise
+                self._setup = None  # another trimmer has gone on: begin where it left off
             return True
         if self._asked:
             self._asked = False
@@ -176,6 +179,8 @@ class Trimmer:
         setup = read_setup(self._reader, self._topics)
         if setup is None:
             return False
+        self._last, self._until, self._asked = None, 0, False
+        self._ends, self._count, self._records = {}, 0, 0
         tables = Tables(self._reader, self._topics)
         self._chosen = [tables.by_schema(schema_id).table.id for schema_id in setup.tables]
         self._chunks = Chunks(self._reader, self._topics)
@@ -202,7 +207,10 @@ class Trimmer:
         self._look_at = self._clock() + (limits.look_full_every if full >= limits.full_from else limits.look_every)
         try:
             answers = [self._ask(view) for view in self._views]
-            self._chunks.refresh()  # only now: what a target must take is planned before it has
+            self._chunks.refresh()
+            admitted = self._chunks.admitted
+            if admitted is None or admitted.targets != tuple(answer.name for answer in answers):
+                raise Held("other targets are loaded than those that are known here")
             self._until = needed_from(answers, self._chosen, self._chunks, Mode(self._setup.mode))
             # A target that was taken back to an earlier state needs what has been read here already.
             self._asked = self._until >= self._frontiers.next

@@ -138,7 +138,23 @@ class Manifest:
 
 HEAL = -1
 
-ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The targets that there are from here on. In `p.chunks`; the last one counts.
+
+    A target that is new when the log has been trimmed can't be loaded from it: then `trimmed` goes up, to the offset
+    where the frontiers begin, and every table that was planned before is to be planned and read again, for those who
+    do not have it. Only in snapshots that show all up to `max_xid`: the log tells of the rest.
+    """
+
+    targets: tuple[str, ...]
+    trimmed: int = 0
+    max_xid: int = -1
+    at: int = 0
+
+
+ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted
 
 
 @dataclass(frozen=True, slots=True)

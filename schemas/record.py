@@ -36,6 +36,7 @@ import fastavro
 from schemas.errors import DecodeError
 from schemas.frontier import (
     FIRST_TABLE_SCHEMA,
+    Admitted,
     Claim,
     ControlRecord,
     Frontier,
@@ -152,6 +153,7 @@ _CONTROL: dict[int, type[Any]] = {
     6: TableRegistered,
     7: Setup,
     8: Trimmed,
+    9: Admitted,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}

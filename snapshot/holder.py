@@ -12,12 +12,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+from dataclasses import replace
 
 from codec.frames import pack
 from schemas.errors import ConfigInvalid, IntegrityError, SnapshotLost, TransientError
-from schemas.frontier import Claim, Setup, SnapshotTaken, TableRegistered
+from schemas.frontier import Admitted, Claim, Setup, SnapshotTaken, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
 from schemas.table import Table, TableId
@@ -25,7 +24,7 @@ from snapshot import rules
 from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
 from transport.log import Block, Log, LogReader, LogWriter, Topic
 from transport.topics import Topics
-from transport.views import Chunks, Tables, read_setup
+from transport.views import Chunks, Tables, read_setup, read_trimmed
 
 PING_SECONDS = 5.0
 SHARE_ABOVE = 500
@@ -75,6 +74,7 @@ class Holder:
         self._changed = True  # whether something is held that was not when it was last decided, or the reverse
         self._wants = False
         self._judge_at = 0.0
+        self._targets = tuple(target.name for target in pipeline.targets)
 
         self.setup: Setup | None = None
         self.done = False
@@ -135,14 +135,6 @@ class Holder:
         self._source.close()
         with contextlib.suppress(Exception):
             self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -------------------------------------------------------------------------------------------------- setting up
 
@@ -241,6 +233,10 @@ class Holder:
 
     def _hold(self, setup: Setup) -> bool:
         assert self._chunks is not None and self._tables is not None
+        self._changed |= self._chunks.refresh()
+        if self._chunks.admitted is None or self._chunks.admitted.targets != self._targets:
+            self._admit(self._chunks.admitted or Admitted(()))
+            return True
         if setup.mode == Mode.CHANGES:
             self.done = True
             return True
@@ -248,7 +244,6 @@ class Holder:
             self._ping()
         # What there is to decide changes with the log or with what is held; only then is every table looked at.
         began = self._clock()
-        self._changed |= self._chunks.refresh()
         if self._changed and began >= self._judge_at:
             self._changed = False
             if rules.all_complete(setup, self._tables, self._chunks):
@@ -264,15 +259,30 @@ class Holder:
             return self._take(setup)
         return False
 
+    def _admit(self, before: Admitted) -> None:
+        """Tell who the targets are. One that is new when the log has been trimmed needs another load; if an earlier
+        one already needed that, and nothing was trimmed since, it is the same one."""
+        assert self._writer is not None and self._reader is not None
+        admitted = Admitted(self._targets, before.trimmed, before.max_xid, self._micros())
+        trimmed = read_trimmed(self._reader, self._topics)
+        if trimmed is not None and trimmed.offset > before.trimmed and not set(self._targets) <= set(before.targets):
+            admitted = replace(admitted, trimmed=trimmed.offset, max_xid=trimmed.max_xid)
+        self._source.ping()
+        self._writer.put(self._topics.chunks, encode_control(admitted))
+
     def _wanted(self, setup: Setup) -> bool:
         """Whether some table can't go on in the snapshots that are alive here."""
         assert self._chunks is not None and self._tables is not None
         for schema_id in setup.tables:
             table = self._tables.by_schema(schema_id)
             chunks = self._chunks.of(table.table.id)
-            if rules.wants_newer(chunks, bool(table.table.key), self._chunks.snapshots, setup, self._held.__contains__):
+            if rules.wants_newer(chunks, bool(table.table.key), self._chunks.snapshots, setup, self._serves):
                 return True
         return False
+
+    def _serves(self, snapshot: int) -> bool:
+        assert self._chunks is not None
+        return snapshot in self._held and self._chunks.is_replayable(snapshot)
 
     def _take(self, setup: Setup) -> bool:
         """Take a snapshot; publish it if it shows everything that the stream leaves out and earlier ones showed.
@@ -284,7 +294,8 @@ class Holder:
         held = self._source.take()
         used = {n for table in rules.chosen(setup, self._tables) for n in self._chunks.of(table).snapshots()}
         earlier = [setup.visibility, *(self._chunks.snapshots[number].visibility for number in used)]
-        if not all(held.visibility.sees_all_of(visibility) for visibility in earlier):
+        sees_all = all(held.visibility.sees_all_of(visibility) for visibility in earlier)
+        if not sees_all or held.visibility.xmin <= self._chunks.forgotten:
             held.close()
             self.snapshots_refused += 1
             self._again_at = self._clock() + _AGAIN_SECONDS

@@ -19,8 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from codec.frames import pack
 from schemas.errors import (
@@ -130,8 +129,9 @@ class SnapshotWorker:
     """One worker of a pipeline, as a machine of small steps.
 
     `number` is its own among all workers that run: it owns that partition of every load topic. `done` says that
-    every table is complete. After an exception the worker is over: `close` it and make another; chunks that were
-    read but were not final yet are read again.
+    every table is complete, once the holder has told of all `targets`: a new one may need another load. After an
+    exception the worker is over: `close` it and make another; chunks that were read but were not final yet are read
+    again.
     """
 
     def __init__(
@@ -144,11 +144,13 @@ class SnapshotWorker:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        targets: tuple[str, ...] = (),
     ) -> None:
         if not 0 <= number < rules.LOAD_PARTITIONS:
             raise ValueError(f"there are at most {rules.LOAD_PARTITIONS} snapshot workers, numbered from 0")
         self._log, self._topics, self._make_reader, self._number = log, topics, make_reader, number
         self._clock, self._now, self._sleep = clock, now, sleep
+        self._targets = frozenset(targets)
         self._stack = contextlib.ExitStack()
         self._reader: LogReader | None = None
         self._views: _Views | None = None
@@ -250,14 +252,6 @@ class SnapshotWorker:
         with contextlib.suppress(Exception):
             self._stack.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     # ------------------------------------------------------------------------------------------------ looking
 
     def _begin(self) -> bool:
@@ -357,6 +351,9 @@ class SnapshotWorker:
                 self._set_aside(task.table, error)
                 return True
         left = [table for table in views.chosen if not views.chunks.of(table).complete()]
+        admitted = views.chunks.admitted
+        if self._targets and (admitted is None or not self._targets <= set(admitted.targets)):
+            return False
         if not left:
             self.done = True
             return True
@@ -373,7 +370,8 @@ class SnapshotWorker:
             generation, _ = self._spoilt.get(table, (-1, ""))
             if state.plan is not None and state.plan.generation > generation:
                 self._spoilt.pop(table, None)
-            if table in self._spoilt or (state.plan is None and rules.work_of_table(table) in mine):
+            unplanned = state.plan is None or state.outdated
+            if table in self._spoilt or (unplanned and rules.work_of_table(table) in mine):
                 yield _Task(table, _PLAN)
         for table, state in states:
             for chunk in state.missing:
@@ -388,6 +386,8 @@ class SnapshotWorker:
         if task.what == _PLAN:
             if state.plan is None:
                 return self._plan(views, task.table, 0, "")
+            if state.outdated:
+                return self._plan(views, task.table, state.plan.generation + 1, rules.ADMITTED)
             generation, cause = self._spoilt.get(task.table, (-1, ""))
             if state.plan.generation != generation or state.complete():
                 self._spoilt.pop(task.table, None)  # others have planned, or finished, it
@@ -621,7 +621,8 @@ class SnapshotWorker:
         return self._engine
 
     def _alive(self, snapshot: int) -> bool:
-        return snapshot not in self._lost
+        assert self._views is not None
+        return snapshot not in self._lost and self._views.chunks.is_replayable(snapshot)
 
     def _abandon(self) -> None:
         """Leave a chunk half-read. What the writer holds of it unflushed must not be counted with the next one."""
@@ -658,4 +659,5 @@ def open(pipeline: Pipeline, log: Log, number: int) -> SnapshotWorker:
     """
     url = pipeline.source.url.get_secret_value()
     factory = reader_factory(url)
-    return SnapshotWorker(log, Topics(pipeline.pipeline), lambda: factory(url), number)
+    targets = tuple(target.name for target in pipeline.targets)
+    return SnapshotWorker(log, Topics(pipeline.pipeline), lambda: factory(url), number, targets=targets)

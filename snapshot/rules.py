@@ -21,6 +21,9 @@ such a table may need a snapshot that was taken later than the plan."""
 ALONE = "read in several snapshots"
 """The cause of a plan whose generation before can't be healed, for want of a key."""
 
+ADMITTED = "a target was added when the log had been trimmed"
+"""The cause of a plan for those alone who do not have the table yet."""
+
 LOAD_PARTITIONS = 16
 """Partitions of a load topic, each written by one worker: so many snapshot workers there may be."""
 

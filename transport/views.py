@@ -12,7 +12,18 @@ from typing import NamedTuple
 
 from codec.layout import Layout
 from schemas.errors import GapDetected, LogRewound
-from schemas.frontier import HEAL, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken, TableRegistered, Trimmed
+from schemas.frontier import (
+    HEAL,
+    Admitted,
+    Claim,
+    Frontier,
+    Manifest,
+    Plan,
+    Setup,
+    SnapshotTaken,
+    TableRegistered,
+    Trimmed,
+)
 from schemas.record import decode_control, value_schema_id
 from schemas.table import Table, TableId
 from transport.log import LogReader, Partition, Record
@@ -147,11 +158,14 @@ class TableChunks:
         self.plan: Plan | None = None
         self.plan_offset = -1
         self.manifests: dict[int, Manifest] = {}
+        self.outdated = False  # to be planned again, for a target that can't be loaded from what is there
 
     @property
     def missing(self) -> list[int]:
         """Numbers of the chunks that nobody has finished yet."""
-        return [c.number for c in self.plan.chunks if c.number not in self.manifests] if self.plan else []
+        if self.plan is None or self.outdated:
+            return []
+        return [c.number for c in self.plan.chunks if c.number not in self.manifests]
 
     @property
     def healed(self) -> bool:
@@ -163,11 +177,14 @@ class TableChunks:
 
     def needs_healing(self) -> bool:
         """Whether all chunks are final but were read in several snapshots."""
-        return bool(self.plan) and not self.missing and len(self.snapshots()) > 1 and not self.healed
+        return self._all_final() and len(self.snapshots()) > 1 and not self.healed
 
     def complete(self) -> bool:
         """Whether what is final, loaded, equals the table as one snapshot shows it."""
-        return bool(self.plan) and not self.missing and not self.needs_healing()
+        return self._all_final() and not self.needs_healing()
+
+    def _all_final(self) -> bool:
+        return self.plan is not None and not self.outdated and not self.missing
 
     def effective_snapshot(self) -> int | None:
         """Return the one snapshot that the loaded rows stand for: the only one used, or the one that healed them."""
@@ -186,12 +203,15 @@ class Chunks:
         self.next = 0
         self.snapshots: dict[int, SnapshotTaken] = {}
         self.tables: dict[TableId, TableChunks] = {}
+        self.admitted: Admitted | None = None
+        self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
+        self._trimmed = 0
 
     def refresh(self) -> bool:
         """Read on; return whether there was anything new.
 
         The first plan of a generation and the first manifest of a chunk count; a higher generation makes a table
-        begin again.
+        begin again, unless it is complete.
         """
         before = self.next
         while records := self._reader.records(self._partition, self.next):
@@ -202,15 +222,30 @@ class Chunks:
                 if isinstance(entry, SnapshotTaken):
                     self.snapshots[record.offset] = entry
                     continue
+                if isinstance(entry, Admitted):
+                    self._admit(entry)
+                    continue
                 assert isinstance(entry, Plan | Manifest)
                 chunks = self.tables.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
                 generation = chunks.plan.generation if chunks.plan else -1
                 if isinstance(entry, Plan):
-                    if entry.generation > generation:
+                    if entry.generation > generation and not chunks.complete():
                         chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
+                        chunks.outdated = False
                 elif entry.generation == generation:
                     chunks.manifests.setdefault(entry.chunk, entry)
         return self.next != before
+
+    def _admit(self, admitted: Admitted) -> None:
+        self.admitted = admitted
+        if admitted.trimmed > self._trimmed:
+            self._trimmed, self.forgotten = admitted.trimmed, admitted.max_xid
+            for chunks in self.tables.values():
+                chunks.outdated = True
+
+    def is_replayable(self, snapshot: int) -> bool:
+        """Whether the log tells of everything that a snapshot does not show, for every target that may need it."""
+        return self.snapshots[snapshot].xmin > self.forgotten
 
     def of(self, table: TableId) -> TableChunks:
         """Return what is known of a table; empty if nothing is."""

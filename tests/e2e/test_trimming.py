@@ -10,6 +10,8 @@ import pytest
 
 from control.wiring import opened_log
 from schemas.pipeline import load_pipeline
+from tests import servers
+from tests.conftest import fresh_database
 from tests.e2e.conftest import Project, one
 from transport.log import Usage
 from transport.topics import Topics
@@ -17,6 +19,7 @@ from transport.views import read_trimmed
 
 BUDGET = 24_000_000
 ROWS = 2_000  # of a kilobyte, in each transaction
+LOADED = "select sum(generation) + sum(rows_loaded) from penstock.tables"
 LIVE = "select count(*) from penstock.tables where state = 'live'"
 
 
@@ -26,8 +29,9 @@ def small(simple: Project) -> Project:
     simple.log = f"log: {{budget: {BUDGET // 1_000_000}MB}}\n"
     with psycopg.connect(simple.source, autocommit=True) as source:
         source.execute("create schema shop")
-        source.execute("create table shop.notes (id bigint primary key generated always as identity, body text)")
-        source.execute("insert into shop.notes (body) select repeat('n', 1000) from generate_series(1, 1000)")
+        source.execute("create table shop.notes (id int primary key, edition int not null default 0, body text)")
+        notes = "insert into shop.notes (id, body) select n, repeat('n', 1000) from generate_series(1, %s) n"
+        source.execute(notes, [ROWS])
     simple.write()
     return simple
 
@@ -36,14 +40,14 @@ def write(project: Project, transactions: int) -> int:
     """Write so many times two megabytes of changes, and return how many they are in all."""
     with psycopg.connect(project.source, autocommit=True) as source:
         for number in range(transactions):
-            insert = "insert into shop.notes (body) select repeat(%s, 1000) from generate_series(1, %s)"
-            source.execute(insert, [chr(97 + number % 26), ROWS])
+            change = "update shop.notes set edition = edition + 1, body = repeat(%s, 1000)"
+            source.execute(change, [chr(97 + number % 26)])
     return transactions * ROWS * 1000
 
 
 def has_all(project: Project) -> bool:
-    count = "select count(*) from shop.notes"
-    return one(project.target, count) == one(project.source, count)
+    edition = "select min(edition) from shop.notes"
+    return one(project.target, edition) == one(project.source, edition)
 
 
 def usage(project: Project) -> Usage:
@@ -58,9 +62,9 @@ def trims(project: Project) -> int:
         return trimmed.offset if trimmed else 0
 
 
-def live(project: Project, tables: int = 1) -> bool:
+def live(project: Project, tables: int = 1, target: str = "") -> bool:
     try:
-        return one(project.target, LIVE) == tables
+        return one(target or project.target, LIVE) == tables
     except psycopg.errors.UndefinedTable:
         return False
 
@@ -72,13 +76,14 @@ def trimmer_of(project: Project) -> int:
 def test_more_than_the_budget_flows_through_whoever_is_killed(small: Project) -> None:
     run = small.start("run", str(small.file))
     small.wait_until("a live table", lambda: live(small), run)
-    written = killed = 0
+    written = 0
+    killed: list[int] = []
     while written < 4 * BUDGET:
         written += write(small, 10)
         small.wait_until("room", lambda: usage(small).used < BUDGET / 2, run)
-        small.wait_until("a trimmer", lambda: trimmer_of(small) not in {0, killed}, run)
-        killed = trimmer_of(small)
-        os.kill(killed, signal.SIGKILL)
+        small.wait_until("a trimmer", lambda: trimmer_of(small) not in {0, *killed}, run)
+        killed.append(trimmer_of(small))
+        os.kill(killed[-1], signal.SIGKILL)
     small.wait_until("all rows", lambda: has_all(small), run)
     assert usage(small).used < BUDGET and trims(small) > 0
     before = trims(small)
@@ -97,3 +102,32 @@ def stop(run: subprocess.Popen[str], project: Project) -> None:
     run.terminate()
     output, _ = run.communicate(timeout=30)
     assert run.returncode == 0, output + project.logs()
+
+
+def test_a_target_that_is_added_after_a_trim_is_loaded_while_the_first_goes_on(
+    small: Project, target_server: servers.Postgres, request: pytest.FixtureRequest
+) -> None:
+    with psycopg.connect(small.source, autocommit=True) as source:
+        source.execute("create table shop.few (id int primary key, body text)")
+        source.execute("insert into shop.few select n, 'few' from generate_series(1, 100) n")
+    run = small.start("run", str(small.file))
+    small.wait_until("live tables", lambda: live(small, 2), run)
+    write(small, 12)
+    small.wait_until("a trim", lambda: has_all(small) and trims(small) > 0, run)
+    small.wait_until("room for a load", lambda: usage(small).used < BUDGET / 3, run)
+    stop(run, small)
+    with fresh_database(target_server, request.node.name) as late:
+        small.write(more_targets=f"  - name: late\n    url: {late}\n")
+        run = small.start("run", str(small.file))
+        loaded = one(small.target, LOADED)
+        write(small, 2)
+        small.wait_until("all rows", lambda: has_all(small), run)
+        small.wait_until("live tables of the new one", lambda: live(small, 2, late), run)
+        before = trims(small)
+        write(small, 12)
+        small.wait_until("another trim", lambda: trims(small) > before and has_all(small), run)
+        stop(run, small)
+        small.succeed("run", str(small.file), "--until-caught-up")
+        assert small.differences() == small.differences(late) == []
+        assert one(small.target, LOADED) == loaded  # only the new one was loaded
+        small.succeed("drop", "--yes", str(small.file))

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import control.trimmer
 import snapshot.heal
 from apply.cohort import Beginning
 from apply.loop import Apply
@@ -19,6 +20,7 @@ from apply.target import Batch, GroupMove, TableMove
 from capture.loop import Capture
 from capture.source import Step
 from codec.rows import Change, decode
+from control.trimmer import Trimmer
 from schemas.errors import Superseded
 from schemas.frontier import Claim, Visibility
 from schemas.record import decode_control
@@ -28,7 +30,7 @@ from tests.simulation import log, target
 from tests.simulation.source import SimulatedReader, SimulatedSnapshotSource, SimulatedSource
 from transport.log import Block, Partition, Range
 from transport.memory import MemoryLog
-from transport.views import Frontiers, TableChunks, ValidFrontier
+from transport.views import Chunks, Frontiers, TableChunks, ValidFrontier
 
 MISTAKES: dict[str, Callable[[], None]] = {}
 
@@ -49,7 +51,7 @@ def epoch_not_checked() -> None:
 
     def poll(self: _Any, limit: int = 1000) -> list[ValidFrontier]:
         found = []
-        for record in self._reader.records(self._partition, self.next, limit):
+        for record in self._records(limit):
             entry = decode_control(record.value)
             self.next = record.offset + 1
             if isinstance(entry, Claim):
@@ -288,6 +290,39 @@ def chunks_of_an_old_generation_stay() -> None:
             self._moved(transaction, move)
 
     target.SimulatedTarget.restart = restart  # type: ignore[method-assign]
+
+
+# -------------------------------------------------------------------------------------------------- trimming
+
+
+@mistake
+def trims_what_a_target_still_needs() -> None:
+    """The fastest target decides what goes, and a table that is not live holds nothing."""
+
+    def needed(answers: _Any, chosen: _Any, chunks: _Any, mode: _Any) -> int:
+        return max((place.offset for answer in answers for place in answer.groups.values()), default=0)
+
+    control.trimmer.needed_from = needed
+
+
+@mistake
+def trims_before_it_says_so() -> None:
+    """What is not needed goes first, and is announced then."""
+    announce = Trimmer._announce
+
+    def late(self: _Any, last: ValidFrontier) -> None:
+        for partition, end in self._ends.items():
+            self._log.trim(partition, end)
+        self._log.trim(self._topics.frontier, last.offset)
+        announce(self, last)
+
+    Trimmer._announce = late  # type: ignore[method-assign]
+
+
+@mistake
+def late_target_is_loaded_from_what_is_left() -> None:
+    """A target that is added when the log has been trimmed takes the load that is there."""
+    Chunks._admit = lambda self, admitted: setattr(self, "admitted", admitted)  # type: ignore[method-assign]
 
 
 # --------------------------------------------------------------------------------- what the simulation has found before

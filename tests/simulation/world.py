@@ -16,8 +16,10 @@ from typing import Any
 from apply.loop import Apply, Limits
 from capture.loop import Capture, CaptureService
 from capture.tables import TableVersions
+from control import trimmer
+from control.trimmer import Trimmer
 from schemas.errors import IntegrityError, LogRewound, TransientError
-from schemas.frontier import Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken
+from schemas.frontier import Admitted, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken
 from schemas.pipeline import Pipeline
 from schemas.record import decode_control
 from schemas.states import TableState
@@ -37,17 +39,11 @@ from tests.simulation.source import (
     table_of,
 )
 from tests.simulation.target import Row, Rows, SimulatedTarget, Stored, TargetDatabase
+from transport.log import Partition
 from transport.memory import MemoryLog
 from transport.topics import Topics
 from transport.views import TableChunks
 
-PIPELINE = Pipeline.model_validate(
-    {
-        "pipeline": "p",
-        "source": {"url": "postgresql://source/simulated"},
-        "targets": [{"name": "t1", "url": "postgresql://target/simulated"}],
-    }
-)
 TURNS_TO_END = 4_000
 """After the last fault and the last change; who needs more hangs."""
 
@@ -97,7 +93,7 @@ class World:
         self.chunks = choose.randint(1, 3)
         self.rewrites = choose.random() < 0.3
 
-        self.log = MemoryLog("p", eager=choose.random() < 0.5)
+        self.log = JudgedLog(self.look, eager=choose.random() < 0.5)
         self.topics = Topics("p")
         self.shared = Shared(random.Random(seed * 3 + 11), overlapping=choose.random() < 0.2)
         self.kinds: dict[str, Callable[[Process], Any]] = {"capture": self.make_capture, "holder": self.make_holder}
@@ -116,11 +112,21 @@ class World:
             some = choose.choice([everything, everything, frozenset("a"), frozenset("b")])
             add = partial(self.add_target, "t2", some, choose.randint(1, 2))
             self.later.append((choose.choice([0, choose.randint(0, self.turns)]), add))
+        trims = random.Random(seed * 3 + 13)
+        self.trims = trims.random() < 0.5
+        if self.trims:
+            self.kinds["trimmer"] = self.make_trimmer
+            if not self.later and trims.random() < 0.6:
+                # Late enough for something to be trimmed, and a while before all faults end.
+                self.turns += 100 if history.turns is None else 0
+                add = partial(self.add_target, "t2", everything, 1)
+                self.later.append((trims.randint(self.turns // 2, self.turns - 50), add))
 
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
         self._chunk_records = 0
         self._load: dict[TableId, TableChunks] = {}
+        self._renewed = 0  # where the log had been trimmed when a target came that needed another load
         self._setup: Setup | None = None
 
     # ------------------------------------------------------------------------------------------------ services
@@ -129,12 +135,30 @@ class World:
         return SimulatedLog(self.log, process, self.faults, self.shared)
 
     def add_target(self, name: str, tables: frozenset[str], workers: int) -> None:
-        """Write one more target into the pipeline file, and start its workers."""
+        """Write one more target into the pipeline file, start its workers, and all others who read that file anew."""
+        for kind in self.kinds:
+            if kind in {"holder", "trimmer"} or kind.startswith("snapshot"):
+                self.finished.discard(kind)
+                for process in list(self.processes[kind]):
+                    self.kill(process)
         target = TargetDatabase(name, self.committed)
         self.targets.append(target)
         self.chosen[name] = tables
         for number in range(workers):
             self.kinds[f"{name}-{number}"] = partial(self.make_apply, target=target)
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline file as it is now."""
+        targets = [
+            {
+                "name": target.name,
+                "url": f"postgresql://{target.name}/simulated",
+                "tables": [f"{SCHEMA}.{table}" for table in sorted(self.chosen[target.name])],
+            }
+            for target in self.targets
+        ]
+        source = {"url": "postgresql://source/simulated"}
+        return Pipeline.model_validate({"pipeline": "p", "source": source, "targets": targets})
 
     def monotonic(self) -> float:
         return self.clock
@@ -151,7 +175,20 @@ class World:
 
     def make_holder(self, process: Process) -> Holder:
         source = SimulatedSnapshotSource(self.database, process, self.faults, lambda: self.catalogue)
-        return Holder(PIPELINE, self.make_log(process), source, clock=self.monotonic, now=self.now, sleep=self.sleep)
+        log = self.make_log(process)
+        return Holder(self.pipeline(), log, source, clock=self.monotonic, now=self.now, sleep=self.sleep)
+
+    def make_trimmer(self, process: Process) -> Trimmer:
+        targets = {target.name: target for target in self.targets}
+        return Trimmer(
+            self.pipeline(),
+            self.make_log(process),
+            clock=self.monotonic,
+            now=self.now,
+            sleep=self.sleep,
+            make_target=lambda settings, _: SimulatedTarget(targets[settings.name], process, self.faults),
+            limits=TRIM_LIMITS,
+        )
 
     def make_worker(self, process: Process, number: int) -> SnapshotWorker:
         return SnapshotWorker(
@@ -162,6 +199,7 @@ class World:
             clock=self.monotonic,
             now=self.now,
             sleep=self.sleep,
+            targets=tuple(target.name for target in self.targets),
         )
 
     def make_apply(self, process: Process, target: TargetDatabase) -> Apply:
@@ -382,6 +420,8 @@ class World:
         return f"{target.name} is saved"
 
     def target_is_restored(self, y: float) -> str:
+        if self.trims:
+            return ""  # what it would need may be gone; a person is told so
         target = self.targets[int(y * len(self.targets))]
         target.restore(target.backups[int(y * 7 % 1 * len(target.backups))] if target.backups else Stored())
         return f"{target.name} is restored"
@@ -435,6 +475,12 @@ class World:
         """Ask the fourth invariant: nothing that is finished is begun again."""
         if isinstance(entry, SnapshotTaken):
             return
+        if isinstance(entry, Admitted):
+            if entry.trimmed > self._renewed:
+                self._renewed = entry.trimmed
+                for table in self._load.values():
+                    table.outdated = True
+            return
         assert isinstance(entry, Plan | Manifest)
         table = self._load.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
         if isinstance(entry, Manifest):
@@ -444,7 +490,7 @@ class World:
         before = table.plan
         if before is not None and entry.generation <= before.generation:
             return
-        if before is not None:
+        if before is not None and not table.outdated:
             name = f"{entry.table_name}, generation {entry.generation}, {entry.cause}"
             if table.complete():
                 raise Violated(f"I4: a table that was complete begins again: {name}")
@@ -454,7 +500,7 @@ class World:
                     raise Violated(f"I4: a table that was never rewritten begins again: {name}")
             elif entry.cause != rules.ALONE or keyed:
                 raise Violated(f"I4: a table begins again without need: {name}")
-        table.plan, table.plan_offset, table.manifests = entry, offset, {}
+        table.plan, table.plan_offset, table.manifests, table.outdated = entry, offset, {}, False
 
     def confirming(self, position: int) -> None:
         """Ask the third invariant: nothing is confirmed that no valid frontier holds."""
@@ -520,6 +566,7 @@ class World:
                 self._equal("I1", target, table, held.rows, len(self.database.log))
 
 
+TRIM_LIMITS = trimmer.Limits(most_frontiers=3, look_every=0.5)
 LIMITS = Limits(batch_records=6, batch_frontiers=3, piece_bytes=400)
 
 TROUBLES = (
@@ -541,12 +588,24 @@ TROUBLES = (
 )
 
 
+class JudgedLog(MemoryLog):
+    """The log, which the judge reads before any of it goes."""
+
+    def __init__(self, look: Callable[[], None], *, eager: bool) -> None:
+        super().__init__("p", eager=eager)
+        self._look = look
+
+    def trim(self, partition: Partition, offset: int) -> None:
+        self._look()
+        super().trim(partition, offset)
+
+
 class SimulatedCapture(CaptureService):
     """The capture service, over the simulated source and clock."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._world, self._process = world, process
-        super().__init__(PIPELINE, world.make_log(process))
+        super().__init__(world.pipeline(), world.make_log(process))
 
     def _begin(self, setup: Setup) -> Capture:
         world = self._world

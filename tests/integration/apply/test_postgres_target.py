@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
 import psycopg
@@ -12,12 +14,15 @@ from apply.loop import Apply, Limits
 from apply.postgres import PostgresTarget, forget_pipeline
 from apply.postgres_session import Session
 from schemas.errors import ConfigInvalid, LogRewound, TargetUnavailable
+from schemas.frontier import Admitted, Trimmed
 from schemas.pipeline import Mode, Prepare, TargetSettings
+from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import ColumnDetails, Constraint, Definition, Objects, TableId
 from schemas.table import Sequence as SequenceObject
 from tests.integration.apply.conftest import Applied
 from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
+from transport.views import Frontiers
 
 T = TableId("public", "t")
 KEY = Constraint(name="t_pkey", definition="PRIMARY KEY (id)", columns=("id",))
@@ -198,18 +203,71 @@ def test_a_new_generation_begins_again(applied: Applied) -> None:
     assert applied.sql("select generation, chunk, rows_loaded from penstock.chunks") == [(2, 0, 2)]
 
 
-def test_a_live_table_is_loaded_again(applied: Applied) -> None:
+def test_a_live_table_is_not_loaded_again_for_a_target_that_was_added(applied: Applied) -> None:
     source = loading()
     source.load("t", rows(0, 5))
     worker = applied.worker(source, Prepare.CREATE)
+    source.commit(insert("t", "5", "five"))
     applied.catch_up(source, worker)
+    trim(source, "copy", "late")
     source.commit(truncate("t"), insert("t", "1", "one"))
     source.plan("t", generation=2)
-    source.chunk("t", 0, [("1", "one")], source.snapshot(), generation=2)
+    source.chunk("t", 0, [("1", "not for us")], source.snapshot(), generation=2)
     source.commit(insert("t", "2", "two"))
-    applied.until(lambda: worker.tables[T].generation == 2, worker)
     applied.catch_up(source, worker)
+    assert applied.state("t").generation == 1
     assert applied.rows("t") == [(1, "one"), (2, "two")]
+
+
+def test_a_target_that_was_added_when_the_log_was_trimmed_waits_for_a_load_of_its_own(applied: Applied) -> None:
+    source = loading()
+    source.load("t", rows(0, 5))
+    for at in range(5, 9):
+        source.commit(insert("t", str(at), f"row {at}"))
+    trim(source, "copy")
+    worker = applied.worker(source, Prepare.CREATE, name="late")
+    settle(worker)
+    assert applied.state("t").state is TableState.LOADING and applied.state("t").generation == -1
+    trim(source, "copy", "late")
+    settle(worker)
+    assert applied.state("t").generation == -1  # what is there of the old load is not for it
+    source.load("t", rows(0, 9), generation=2)
+    source.commit(insert("t", "9", "row 9"))
+    applied.catch_up(source, worker)
+    assert applied.rows("t") == rows_there(0, 10)
+
+
+def test_a_load_that_the_log_can_not_be_replayed_on_is_refused(applied: Applied) -> None:
+    """Who is late to trim, by an older file, may take away what the new load needs."""
+    source = loading()
+    old = source.snapshot()
+    source.commit(insert("t", "5", "row 5"))
+    source.commit(insert("t", "6", "row 6"))
+    trim(source)
+    source.plan("t")
+    source.chunk("t", 0, rows(0, 5), old)
+    worker = applied.worker(source, Prepare.CREATE)
+    settle(worker, until=lambda: T in worker.tables and worker.tables[T].state is TableState.FAILED, steps=100_000)
+    assert "trimmed" in applied.state("t").error
+
+
+def trim(source: Source, *targets: str) -> None:
+    """Trim all that is there but the last frontier, then admit targets."""
+    last = Frontiers(source.reader, source.topics).to_end()
+    assert last is not None
+    trimmed = Trimmed(last.offset, last.frontier.epoch, last.frontier.after, 0, last.frontier.max_xid - 1, 0)
+    source.control.put(source.topics.control, encode_control(trimmed))
+    source.log.trim(source.topics.changes(T), source.log.offsets(source.topics.changes(T)).end - 1)
+    source.log.trim(source.topics.load(T), source.log.offsets(source.topics.load(T)).end)
+    source.log.trim(source.topics.frontier, last.offset)
+    if targets:
+        renewed = trimmed.offset if len(targets) > 1 else 0
+        admitted = Admitted(targets, renewed, trimmed.max_xid if renewed else -1)
+        source.control.put(source.topics.chunks, encode_control(admitted))
+
+
+def rows_there(start: int, end: int) -> list[tuple[object, ...]]:
+    return [(at, f"row {at}") for at in range(start, end)]
 
 
 def test_a_failed_table_may_be_resumed_or_loaded_again(applied: Applied) -> None:
@@ -512,6 +570,29 @@ def test_a_kind_of_target_that_does_not_exist_is_named(applied: Applied) -> None
         find_target(settings, "p")
     found = find_target(TargetSettings(name="copy", url=SecretStr(applied.url)), "p")
     assert isinstance(found, PostgresTarget)
+
+
+def test_whoever_waits_for_the_target_leaves_other_threads_alone(applied: Applied) -> None:
+    """A lock at the target must not keep us from hearing a signal, or from saying that we are well."""
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    worker = applied.worker(source)
+    applied.catch_up(source, worker)
+    with psycopg.connect(applied.url) as other:
+        # If this thread never came to its turn again, the server would free the lock.
+        other.execute("set idle_in_transaction_session_timeout = '5s'")
+        other.commit()
+        other.execute("lock table public.t")
+        source.commit(insert("t", "1", "a"))
+        began = time.monotonic()
+        applying = threading.Thread(target=lambda: applied.catch_up(source, worker))
+        applying.start()
+        waits = "select count(*) from pg_locks where not granted and relation = 'public.t'::regclass"
+        while not applied.sql(waits)[0][0]:
+            assert time.monotonic() - began < 4
+        other.rollback()
+        applying.join()
+    assert applied.rows("t") == [(1, "a")]
 
 
 def test_the_target_may_be_read_while_it_is_written(applied: Applied) -> None:

@@ -248,12 +248,12 @@ class Source:
         )
         self.control.put(self.topics.chunks, encode_control(manifest))
 
-    def load(self, table: str, rows: Sequence[Row], chunks: int = 1) -> None:
+    def load(self, table: str, rows: Sequence[Row], chunks: int = 1, generation: int = 1) -> None:
         """Plan a table and write all of it as one snapshot shows it."""
         snapshot = self.snapshot()
-        self.plan(table, chunks)
+        self.plan(table, chunks, generation)
         for number in range(chunks):
-            self.chunk(table, number, rows[number::chunks], snapshot)
+            self.chunk(table, number, rows[number::chunks], snapshot, generation)
 
 
 def settle(*workers: object, steps: int = 2000, until: Callable[[], bool] | None = None) -> None:

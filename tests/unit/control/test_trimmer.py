@@ -12,8 +12,9 @@ import pytest
 from apply.target import NOWHERE, Progress, TableProgress, Target
 from control.trimmer import Answer, Held, Limits, Trimmer, needed_from
 from schemas.errors import LogRewound, TargetUnavailable
-from schemas.frontier import Trimmed
+from schemas.frontier import Admitted, Trimmed
 from schemas.pipeline import Mode, Pipeline, TargetSettings
+from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
 from tests.unit.apply.source import BEGINNING, Source, insert, make_table
@@ -69,6 +70,11 @@ class World:
         )
         self.clock = 0.0
         self.stack = ExitStack()
+        self.admit(*self.targets)
+
+    def admit(self, *targets: str) -> None:
+        """Tell, as the holder does, who the targets are."""
+        self.source.control.put(self.source.topics.chunks, encode_control(Admitted(targets)))
 
     def trimmer(self, limits: Limits = EVERYTHING) -> Trimmer:
         def make(settings: TargetSettings, pipeline: str) -> Target:
@@ -229,6 +235,19 @@ def test_killed_anywhere_it_is_carried_on_by_the_next(world: World) -> None:
     assert (world.frontiers_begin, world.rows_begin(A), world.rows_begin(B)) == (offsets[-1], 6, 4)
 
 
+def test_of_two_trimmers_the_one_that_falls_behind_goes_on_where_the_other_is(world: World) -> None:
+    offsets = world.commit("a", 3)
+    target = world.targets["t0"]
+    target.live(offsets[-1] + 1, A, B)
+    slow = world.trimmer()
+    world.run(slow, 1)
+    world.run(world.trimmer())
+    offsets = world.commit("b", 3)
+    target.live(offsets[-1] + 1, A, B)
+    world.run(slow)
+    assert world.frontiers_begin == offsets[-1] and world.rows_begin(B) == 4
+
+
 def test_between_announcing_and_trimming_nobody_reads_what_is_about_to_go(world: World) -> None:
     offsets = world.commit("a", 4)
     world.targets["t0"].live(offsets[-1] + 1, A, B)
@@ -285,13 +304,21 @@ def test_a_failed_table_holds_what_follows_where_it_stopped(loaded: Chunks) -> N
         needed_from([answer(state=TableState.FAILED, progress=NOWHERE)], [A], loaded, Mode.LOAD_AND_CHANGES)
 
 
-def test_a_generation_that_a_target_has_not_taken_holds_everything(loaded: Chunks) -> None:
-    assert needed_from([answer()], [A], loaded, Mode.LOAD_AND_CHANGES) == 50
-    with pytest.raises(Held, match="loaded again"):
-        needed_from([answer(), answer(generation=0)], [A], loaded, Mode.LOAD_AND_CHANGES)
+def test_who_knows_other_targets_than_are_loaded_trims_nothing(world: World) -> None:
+    """Of two files the older one may still be at work somewhere when a target is added."""
+    offsets = world.commit("a", 4)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    trimmer = world.trimmer()
+    world.admit("t0", "t1")
+    world.run(trimmer)
+    assert world.trimmed is None
+    world.admit("t0")
+    world.run(trimmer)
+    assert world.frontiers_begin == offsets[-1]
 
 
 def test_a_table_that_is_still_read_at_the_source_holds_everything(loaded: Chunks) -> None:
+    assert needed_from([answer()], [A], loaded, Mode.LOAD_AND_CHANGES) == 50
     with pytest.raises(Held, match=r"public.b is being read"):
         needed_from([answer()], [A, B], loaded, Mode.LOAD_AND_CHANGES)
     assert needed_from([answer()], [A, B], loaded, Mode.CHANGES) == 50
