@@ -20,8 +20,6 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from capture.source import Source, Step, source_factory
 from capture.tables import TableVersions
@@ -369,14 +367,6 @@ class CaptureService:
         if self.capture is not None:
             self.capture.close()
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _begin(self, setup: Setup) -> Capture:
         writer = self._stack.enter_context(self._log.writer("changes"))

@@ -216,7 +216,7 @@ def status(
     from control.wiring import A_LOOK, opened_log
 
     pipeline = _load(file)
-    with opened_log(pipeline, patience=A_LOOK) as log, Collector(pipeline, log) as collector:
+    with opened_log(pipeline, patience=A_LOOK) as log, contextlib.closing(Collector(pipeline, log)) as collector:
         if not watch:
             found = collector.collect()
             if as_json:

@@ -126,7 +126,7 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
     from schemas.states import TableState
 
     pipeline = load_pipeline(file)
-    with opened_log(pipeline) as log, Collector(pipeline, log) as collector:
+    with opened_log(pipeline) as log, contextlib.closing(Collector(pipeline, log)) as collector:
 
         def wait_for(what: str, reached: Callable[[], bool]) -> None:
             deadline = time.monotonic() + _DEADLINE

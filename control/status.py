@@ -6,8 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from apply.target import NOWHERE, MakeTarget, Progress, TableProgress, Target, find_target
 from control.wiring import exists
@@ -164,14 +163,6 @@ class Collector:
         self._chosen: list[Registered] = []
         self._source: Any = None
         self._source_status = SourceStatus()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of everything."""

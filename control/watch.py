@@ -60,7 +60,11 @@ def watch(
     pause = 0.005
     complained, failing_since = False, 0.0
     shown = began if isinstance(display, PlainDisplay) else -1e9  # what has just begun is worth no line
-    with contextlib.closing(display), opened_log(pipeline) as log, Collector(pipeline, log) as collector:
+    with (
+        contextlib.closing(display),
+        opened_log(pipeline) as log,
+        contextlib.closing(Collector(pipeline, log)) as collector,
+    ):
         while not stop:
             for line in messages.take():
                 display.say(line)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -41,7 +40,7 @@ def opened_log(pipeline: Pipeline, *, patience: float = math.inf) -> Iterator[Lo
         budget_bytes=settings.budget,
         deadline_s=min(settings.deadline, patience),
     )
-    with contextlib.closing(log):
+    with closing(log):
         yield log
 
 
@@ -93,7 +92,7 @@ def holder(pipeline: Pipeline, stop: StopSignal) -> Make:
 
     @contextmanager
     def make() -> Iterator[Loop]:
-        with opened_log(pipeline) as log, open_holder(pipeline, log) as loop:
+        with opened_log(pipeline) as log, closing(open_holder(pipeline, log)) as loop:
             yield loop
 
     return make
@@ -106,8 +105,10 @@ def capture(pipeline: Pipeline, stop: StopSignal) -> Make:
 
     @contextmanager
     def make() -> Iterator[Loop]:
-        with opened_log(pipeline) as log, contextlib.ExitStack() as stack:
-            yield _AfterLog(log, stop, lambda: stack.enter_context(open_capture(pipeline, log)), CaptureService.metrics)
+        with opened_log(pipeline) as log, ExitStack() as stack:
+            yield _AfterLog(
+                log, stop, lambda: stack.enter_context(closing(open_capture(pipeline, log))), CaptureService.metrics
+            )
 
     return make
 
@@ -118,8 +119,10 @@ def snapshot(pipeline: Pipeline, stop: StopSignal, number: int) -> Make:
 
     @contextmanager
     def make() -> Iterator[Loop]:
-        with opened_log(pipeline) as log, contextlib.ExitStack() as stack:
-            yield _AfterLog(log, stop, lambda: stack.enter_context(open_worker(pipeline, log, number)), _read_figures)
+        with opened_log(pipeline) as log, ExitStack() as stack:
+            yield _AfterLog(
+                log, stop, lambda: stack.enter_context(closing(open_worker(pipeline, log, number))), _read_figures
+            )
 
     return make
 
@@ -136,7 +139,7 @@ def apply(pipeline: Pipeline, stop: StopSignal, name: str, *, follows: bool) -> 
         with opened_log(pipeline) as log:
             target = find_target(settings, pipeline.pipeline)
             loop = Apply(pipeline.pipeline, log, target, name=settings.name, tables=settings.tables, follows=follows)
-            with contextlib.closing(loop):
+            with closing(loop):
                 yield _Counted(loop)
 
     return make
@@ -175,7 +178,7 @@ def trimmer(pipeline: Pipeline, stop: StopSignal) -> Make:
 
     @contextmanager
     def make() -> Iterator[Loop]:
-        with opened_log(pipeline) as log, contextlib.closing(Trimmer(pipeline, log)) as loop:
+        with opened_log(pipeline) as log, closing(Trimmer(pipeline, log)) as loop:
             yield loop
 
     return make

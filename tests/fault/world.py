@@ -231,7 +231,7 @@ class World:
         self.wait("a word to the source", note, run)
         with opened_log(pipeline) as log:
             self.wait("a log", lambda: exists(log), run)
-            with Collector(pipeline, log) as collector:
+            with contextlib.closing(Collector(pipeline, log)) as collector:
 
                 def reached() -> bool:
                     if not collector.ready():

@@ -64,7 +64,7 @@ def hold(state: str, *about: Any) -> None:
     """Be a holder until it is done; the body of a process."""
     made = pipeline(*about)
     log = open_log(None, made.pipeline, Path(state))
-    with contextlib.closing(log), snapshot.holder.open(made, log) as holder:
+    with contextlib.closing(log), contextlib.closing(snapshot.holder.open(made, log)) as holder:
         while not holder.done:
             if not holder.step():
                 holder.wait(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
@@ -94,7 +95,7 @@ def test_a_log_that_is_not_there_is_told() -> None:
 
 
 def test_nothing_is_claimed_before_there_is_a_setup(log: MemoryLog, idle: str) -> None:
-    with loop.open(pipeline(idle), log) as service:
+    with closing(loop.open(pipeline(idle), log)) as service:
         assert not service.step()
         service.wait(0.0)
         assert not service.step()
