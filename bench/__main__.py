@@ -99,30 +99,28 @@ def _latency(made: Stage, report: Report, options: argparse.Namespace, kafka: bo
                 p99,
             )
         made.forget(file)
-    tables = 2000
-    file = scale.many_tables(made, "many", tables)
+    for name, over_kafka, p50, p99 in [("embedded log", False, 15, 60)] + ([("Kafka", True, 20, 80)] if kafka else []):
+        _many_tables(made, report, name, over_kafka, p50, p99)
+
+
+def _many_tables(made: Stage, report: Report, name: str, over_kafka: bool, p50: float, p99: float) -> None:
+    tables, seconds = 2000, 20.0
+    scale.many_tables(made, "many", tables)
+    file = made.pipeline("many", "many", ["t*", "mark"], kafka=over_kafka)
     with Service("run", file) as service:
         latency.settled(made, "many")
-        report.add(
-            f"memory of the largest process, {tables:,} tables",
-            f"{scale.largest_process(service)} MB",
-            "512 MB",
-            scale.largest_process(service) <= 512,
-        )
+        memory = scale.largest_process(service)
+        report.add(f"memory of the largest process, {tables:,} tables, {name}", f"{memory} MB", "512 MB", memory <= 512)
         cost = scale.idle(service, 20)
-        report.add(f"idle pipeline of {tables:,} tables, all processes", f"{cost:.1f} % of a core", "3 %", cost <= 3)
+        work = f"idle pipeline of {tables:,} tables, {name}, all processes"
+        report.add(work, f"{cost:.1f} % of a core", "3 %", cost <= 3)
         script = (
             "\\set t random(1, 200)\n\\set id random(1, 10)\nbegin;\nupdate t:t set v = v + 1 where id = :id;\n"
             "update t:t set v = v + 1 where id = :id;\nend;\n"
         )
         traffic = latency.pgbench(made, script, "many", 1000, seconds)
-        _percentiles(
-            report,
-            f"commit → visible, {tables:,} tables, 200 of them touched, embedded log",
-            latency.watch(made, "many", "many", traffic, seconds),
-            15,
-            60,
-        )
+        found = latency.watch(made, "many", "many", traffic, seconds)
+        _percentiles(report, f"commit → visible, {tables:,} tables, 200 of them touched, {name}", found, p50, p99)
     made.forget(file)
 
 
@@ -145,8 +143,21 @@ def _scale(made: Stage, report: Report, options: argparse.Namespace, kafka: bool
     )
     memory = scale.large_value(made, 256)
     report.add("memory of the largest process, a value of 256 MB", f"{memory} MB", "1,536 MB", memory <= 1536)
+    redone, workers = scale.killed_at_half(made, options.rows)
+    report.add(
+        "kill -9 of everything at half of the load: chunks that were read twice",
+        f"{redone:.2f} ({workers} workers)",
+        "1 a worker",
+        redone <= workers,
+    )
     base = scale.rate(made, options.rows, 1)
-    for rows, tables in ((5 * options.rows, 1), (options.rows, 10), (options.rows, 100), (options.rows, 1000)):
+    for rows, tables in (
+        (5 * options.rows, 1),
+        (20 * options.rows, 1),
+        (options.rows, 10),
+        (options.rows, 100),
+        (options.rows, 1000),
+    ):
         found = scale.rate(made, rows, tables)
         report.add(
             f"rows/s, {rows:,} rows in {tables:,} tables, beside one table of {options.rows:,}",

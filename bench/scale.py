@@ -7,6 +7,11 @@ from pathlib import Path
 
 from bench.stage import Service, Stage, cpu_seconds, descendants, peak_memory, until
 from bench.workloads import FILL_WIDE, MARK, WIDE
+from control.wiring import opened_log
+from schemas.pipeline import load_pipeline
+from transport.log import Partition
+from transport.topics import Topics
+from transport.views import Chunks
 
 
 def largest_process(service: Service) -> int:
@@ -58,8 +63,39 @@ def large_value(stage: Stage, megabytes: int) -> int:
     return memory
 
 
-def many_tables(stage: Stage, database: str, tables: int) -> Path:
-    """Make that many small tables on both sides and return a pipeline of them."""
+def killed_at_half(stage: Stage, rows: int) -> tuple[float, int]:
+    """Load `rows` wide rows, kill -9 everything when half of them are at the target, and run again.
+
+    Return how many chunks' worth is in the log without a manifest that names it, which is what was read twice, and
+    how many workers there were that read. At the target whatever chunk a worker was at is rolled back, one each.
+    """
+    stage.fresh(stage.source, "half", WIDE, FILL_WIDE.format(low=1, high=rows), "vacuum (analyze, freeze) wide")
+    stage.fresh(stage.target, "half", WIDE)
+    file = stage.pipeline("half", "half", ["wide"], kafka=False)
+    loaded = "select coalesce(sum(rows_loaded), 0) from penstock.chunks"
+    there = "select count(*) from pg_tables where schemaname = 'penstock' and tablename = 'chunks'"
+    with Service("run", file) as service:
+        until(lambda: bool(stage.sql(stage.target, "half", there)[0][0]), 60, 0.01)
+        until(lambda: stage.sql(stage.target, "half", loaded)[0][0] >= rows / 2, 300, 0.01)
+        service.kill()
+    with Service("run", file, "--until-caught-up") as service:
+        service.wait(300)
+    stage.must_equal("half", "half", ["wide"])
+    pipeline = load_pipeline(file)
+    with opened_log(pipeline) as log, log.reader() as reader:
+        topics = Topics(pipeline.pipeline)
+        chunks = Chunks(reader, topics)
+        chunks.refresh()
+        (table,) = chunks.tables.values()
+        sizes = [manifest.end - manifest.start for manifest in table.manifests.values()]
+        partitions = {(manifest.topic, manifest.partition) for manifest in table.manifests.values()}
+        written = sum(log.offsets(Partition(*partition)).end for partition in partitions)
+    stage.forget(file)
+    return (written - sum(sizes)) / max(sizes), len(partitions)
+
+
+def many_tables(stage: Stage, database: str, tables: int) -> None:
+    """Make that many small tables at the source, and empty ones at the target."""
     make = f"""do $$ begin for n in 1..{tables} loop
         execute format('create table t%s (id int primary key, v bigint)', n);
         if n % 200 = 0 then commit; end if; end loop; end $$"""
@@ -68,7 +104,6 @@ def many_tables(stage: Stage, database: str, tables: int) -> Path:
         if n % 200 = 0 then commit; end if; end loop; end $$"""
     stage.fresh(stage.source, database, make, fill, MARK, "insert into mark values (3, 0)", "analyze")
     stage.fresh(stage.target, database, make, MARK)
-    return stage.pipeline(database, database, ["t*", "mark"], kafka=False)
 
 
 def idle(service: Service, seconds: float) -> float:
