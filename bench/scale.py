@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from bench.stage import Service, Stage, cpu_seconds, descendants, peak_memory, until
 from bench.workloads import FILL_WIDE, MARK, WIDE
