@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -55,6 +55,7 @@ class Limits:
     note_every: float = 1.0  # progress that holds no changes
     look_every: float = 0.25  # for what other workers do: loaded chunks, prepared tables
     share_every: float = 0.05
+    move_seconds: float = 0.05  # for tables that move to their next states, before others get their turn
     failed_every: float = 1.0  # whether a failed table was told to go on
     settled_every: float = 5.0  # whether the target still is as it was when the last table became live
 
@@ -126,7 +127,9 @@ class Apply:
         self._unsettled_anywhere: set[TableId] = set()
         self._failed: set[TableId] = set()
         self._cohorts: list[Cohort] = []
-        self._loaded: dict[tuple[TableId, int], set[int]] = {}
+        self._loaded: dict[tuple[TableId, int], set[int]] = {}  # by table and generation
+        self._loaded_until = -1e9  # when they may be asked for again
+        self._to_move: deque[TableId] = deque()
         self._todo: list[tuple[TableId, int, int]] = []
         self._counted: dict[TableId, int] = defaultdict(int)
         self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._moved_at = -1e9
@@ -258,8 +261,9 @@ class Apply:
         # What another worker has brought a table to may rest on snapshots that were not there when we looked last.
         self._chunks.refresh()
         self._refreshed_at = self._clock()
-        self._loaded.clear()
+        self._read_loaded()
         self._todo.clear()
+        self._to_move.clear()
         self._looked_at = -1e9
         self._cohorts.clear()
         self._moves_due = self._again_due = True
@@ -606,10 +610,14 @@ class Apply:
             self._refresh()
 
     def _loaded_of(self, progress: TableProgress) -> set[int]:
-        key = (progress.table, progress.generation)
-        if key not in self._loaded:
-            self._loaded[key] = self._target.chunks(progress)
-        return self._loaded[key]
+        return self._loaded.setdefault((progress.table, progress.generation), set())
+
+    def _read_loaded(self) -> None:
+        """Ask the target which chunks are loaded, others' too; not again before ten times as long as that took."""
+        began = self._clock()
+        self._loaded = self._target.chunks()
+        took = self._clock() - began
+        self._loaded_until = self._clock() + max(self._limits.share_every, 10 * took)
 
     def _load(self, progress: TableProgress, number: int) -> None:
         """Write a chunk's rows. Rows may be of a later version of the table, as long as they look the same."""
@@ -636,7 +644,7 @@ class Apply:
         if rows >= 0:
             self.stats.chunks_loaded += 1
             self.stats.rows_loaded += rows
-        self._moves_due = True
+        self._to_move.append(progress.table)
 
     def _batches(self, partition: Partition, span: Range) -> Iterable[bytes]:
         assert self._reader is not None
@@ -665,22 +673,57 @@ class Apply:
             if self._refresh():
                 return True
             self._moves_due = True
-        if not self._moves_due and (not self._unsettled or now - self._moved_at < limits.share_every):
-            return False
-        self._moves_due, self._moved_at = False, now
-        # A table that has failed has to move only when it is to be loaded again.
-        again = self._chunks.tables.keys() & self._failed if self._again_due else ()
-        for table in sorted(self._unsettled.union(again)):
-            progress = self._known[table]
+        if not self._to_move and (self._moves_due or (self._unsettled and now - self._moved_at >= limits.share_every)):
+            self._moves_due, self._moved_at = False, now
+            # A table that has failed has to move only when it is to be loaded again.
+            again = self._chunks.tables.keys() & self._failed if self._again_due else set()
+            self._to_move.extend(sorted(self._unsettled | again))
+            self._again_due = False
+        return bool(self._to_move) and self._move_some()
+
+    def _move_some(self) -> bool:
+        """Bring tables to their next states, each by one; what needs no work of its own is written all at once."""
+        moves: list[TableMove] = []
+        moved: list[TableId] = []
+        until = self._clock() + self._limits.move_seconds
+        while self._to_move and self._clock() <= until:
+            progress = self._known[self._to_move.popleft()]
+            if not self._is_mine(progress):
+                continue
             try:
-                if self._is_mine(progress) and self._move(progress):
-                    self._moves_due = True
-                    return True
+                done = self._move(progress)
             except TableRefused as refused:
                 self._fail(refused.table, refused.cause)
-                return True
-        self._again_due = False
-        return False
+                done = True
+            if isinstance(done, TableMove):
+                moves.append(done)
+            if done:
+                moved.append(progress.table)
+        if moves:
+            self._write(Batch(tables=moves))
+            self._take_places([move.progress for move in moves])
+        self._to_move.extend(moved)
+        return bool(moved or self._to_move)
+
+    def _take_places(self, tables: list[TableProgress]) -> None:
+        """Let tables that have moved stand where their new states say."""
+        cohorts: list[Cohort] = []
+        for progress in tables:
+            if progress.state is TableState.LOADING:
+                self._forget_place(progress.table)
+                self._looked_at = -1e9
+            elif progress.state is TableState.CATCHING_UP:
+                cohort = self._cohort_at(progress.progress)
+                cohort.tables.add(progress.table)
+                if cohort not in cohorts:
+                    cohorts.append(cohort)
+        for cohort in cohorts:
+            self._join(cohort)
+
+    def _forget_place(self, table: TableId) -> None:
+        for cohort in self._cohorts:
+            cohort.tables.discard(table)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
 
     def _refresh(self) -> bool:
         """Look at what others did to the tables' states; return whether this worker had to begin anew."""
@@ -698,8 +741,9 @@ class Apply:
                 self._learn(progress)
         return False
 
-    def _move(self, progress: TableProgress) -> bool:
-        """Bring one table to its next state, if it is ripe for that."""
+    def _move(self, progress: TableProgress) -> TableMove | bool:
+        """Bring one table to its next state, if it is ripe for that; return whether it was, or the move that is to be
+        written."""
         chunks = self._chunks.of(progress.table)
         generation = chunks.plan.generation if chunks.plan else -1
         if progress.state is TableState.WAITING:
@@ -721,8 +765,7 @@ class Apply:
         loads = self._setup.mode != Mode.CHANGES
         state = TableState.LOADING if loads else TableState.INDEXING
         move = self._table_move(progress.table, state=state)
-        self._target.prepare(self._target_version(progress), move)
-        self._learn(self._target.tables()[progress.table])
+        self._learn(self._target.prepare(self._target_version(progress), move))
         return True
 
     def _may_load(self, chunks: TableChunks) -> bool:
@@ -730,7 +773,7 @@ class Apply:
         admitted = self._chunks.admitted
         return not chunks.outdated and (admitted is None or self._name in admitted.targets)
 
-    def _begin_generation(self, progress: TableProgress, generation: int) -> bool:
+    def _begin_generation(self, progress: TableProgress, generation: int) -> TableMove | bool:
         move = self._table_move(
             progress.table,
             state=TableState.LOADING,
@@ -743,17 +786,13 @@ class Apply:
             failed_in="",
         )
         if progress.generation < 0:
-            self._write(Batch(tables=[move]))
-        else:
-            self._target.restart(self._target_version(progress), move)
-            self._learn(move.progress)
-        for cohort in self._cohorts:
-            cohort.tables.discard(progress.table)
-        self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
-        self._looked_at = -1e9
+            return move
+        self._target.restart(self._target_version(progress), move)
+        self._learn(move.progress)
+        self._take_places([move.progress])
         return True
 
-    def _end_load(self, progress: TableProgress, chunks: TableChunks) -> bool:
+    def _end_load(self, progress: TableProgress, chunks: TableChunks) -> TableMove | bool:
         """Once everything final is loaded, healing last, the rows stand for one snapshot."""
         snapshot = chunks.effective_snapshot()
         if chunks.plan is None or not chunks.complete() or progress.generation != chunks.plan.generation:
@@ -761,10 +800,10 @@ class Apply:
         if snapshot is not None and snapshot not in self._chunks.snapshots:
             return False
         wanted = {number for number in chunks.manifests if number != HEAL}
+        if not wanted <= self._loaded_of(progress) and self._clock() >= self._loaded_until:
+            self._read_loaded()
         if not wanted <= self._loaded_of(progress):
-            self._loaded.pop((progress.table, progress.generation))
-            if not wanted <= self._loaded_of(progress):
-                return False
+            return False
         if chunks.healed and HEAL not in self._loaded_of(progress):
             self._load(progress, HEAL)
             return True
@@ -772,12 +811,9 @@ class Apply:
         if snapshot is None:
             # A table without a single chunk: nothing was read, so it stands for the oldest snapshot there is.
             snapshot = min(self._chunks.snapshots)
-        self._write(
-            Batch(tables=[self._table_move(progress.table, state=TableState.INDEXING, snapshot=snapshot, rows=rows)])
-        )
-        return True
+        return self._table_move(progress.table, state=TableState.INDEXING, snapshot=snapshot, rows=rows)
 
-    def _finish(self, progress: TableProgress, chunks: TableChunks) -> bool:
+    def _finish(self, progress: TableProgress, chunks: TableChunks) -> TableMove | bool:
         """Once its indexes are there, a table begins to catch up where its snapshot ends."""
         assert self._setup is not None and self._reader is not None
         if not self._target.finish(self._target_version(progress), progress):
@@ -790,13 +826,9 @@ class Apply:
             start = self._beginnings[xmin].find()
         except LogRewound as error:
             raise TableRefused(progress.table, error) from error
-        self._write(Batch(tables=[self._table_move(progress.table, state=TableState.CATCHING_UP, progress=start)]))
-        cohort = self._cohort_at(start)
-        cohort.tables.add(progress.table)
-        self._join(cohort)
-        return True
+        return self._table_move(progress.table, state=TableState.CATCHING_UP, progress=start)
 
-    def _tie(self, progress: TableProgress) -> bool:
+    def _tie(self, progress: TableProgress) -> TableMove | bool:
         """Make foreign keys when all that they tie together is live."""
         tied = self._tied_to[progress.table]
         if any(table not in self._known or self._known[table].state is not TableState.LIVE for table in tied):
@@ -808,10 +840,8 @@ class Apply:
         except TableRefused as refused:
             # The rows are what the source's are: a key that does not hold is told, but stops nothing.
             error, remedy = f"{type(refused.cause).__name__}: {refused.cause}", refused.cause.remedy
-            self._write(Batch(tables=[self._table_move(progress.table, tied=True, error=error, remedy=remedy)]))
-            return True
-        self._write(Batch(tables=[self._table_move(progress.table, tied=True)]))
-        return True
+            return self._table_move(progress.table, tied=True, error=error, remedy=remedy)
+        return self._table_move(progress.table, tied=True)
 
 
 def _is_loading(progress: TableProgress) -> bool:

@@ -36,6 +36,7 @@ from schemas.errors import (
 )
 from schemas.frontier import HEAL
 from schemas.pipeline import Prepare, TargetSettings
+from schemas.states import TableState
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
 
@@ -142,9 +143,9 @@ class PostgresTarget:
         with translated("target", "reading the tables' states"):
             return state.tables(self._session.connection, self._pipeline)
 
-    def chunks(self, table: TableProgress) -> set[int]:
+    def chunks(self) -> dict[tuple[TableId, int], set[int]]:
         with translated("target", "reading the chunks"):
-            return state.chunks(self._session.connection, self._pipeline, table)
+            return state.chunks(self._session.connection, self._pipeline)
 
     def resume(self, table: TableId) -> bool:
         with translated("target", "resuming a table"):
@@ -217,21 +218,21 @@ class PostgresTarget:
         for schema_id in [id for id, writer in self._writers.items() if writer.id == table]:
             del self._writers[schema_id]
 
-    def prepare(self, version: Registered, move: TableMove) -> None:
+    def prepare(self, version: Registered, move: TableMove) -> TableProgress:
         table = version.table
         doing = f"preparing {table.id}"
         try:
-            with self._transaction(doing, durable=True) as session:
+            with self._transaction(doing, durable=False) as session:
                 session.query(f"select pg_advisory_xact_lock({state.LOCK})")
                 made = self._prepare(table)
-                state.queue_moves(
-                    session, self._key, [], [TableMove(move.after, replace(move.progress, made=made, tied=not made))]
-                )
+                progress = replace(move.progress, made=made, tied=not made)
+                state.queue_moves(session, self._key, [], [TableMove(move.after, progress)])
         except TransientError:
             raise
         except ReplicationError as error:
             raise TableRefused(table.id, error) from error
         self._look_again(table.id)
+        return progress
 
     def _prepare(self, table: Table) -> bool:
         """Make the table, or see that it fits; return whether it was made."""
@@ -434,7 +435,7 @@ class PostgresTarget:
         return Net(version.layout, binary=self._writer(version).binary and expected > DIRECT)
 
     def write(self, batch: Batch) -> None:
-        durable = any(move.after.state is not move.progress.state for move in batch.tables) or bool(batch.changes)
+        durable = any(_ends(move) for move in batch.tables) or bool(batch.changes)
         with self._transaction("applying changes", durable=durable) as session:
             state.queue_moves(session, self._key, batch.groups, batch.tables)
             state.queue_counts(session, self._key, batch.changes)
@@ -484,6 +485,12 @@ class PostgresTarget:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+
+def _ends(move: TableMove) -> bool:
+    """Whether somebody may rely on what is reached. What a crash of the server takes back on the way to it is done
+    again: rows, chunks and states go together."""
+    return move.after.state is not move.progress.state and move.progress.state in {TableState.LIVE, TableState.FAILED}
 
 
 def forget_pipeline(settings: TargetSettings, pipeline: str) -> bool:

@@ -65,9 +65,10 @@ order by table_schema, table_name
 """
 
 CHUNKS = """
-select chunk
-from penstock.chunks
-where pipeline = %s and table_schema = %s and table_name = %s and generation = %s
+select c.table_schema, c.table_name, c.generation, c.chunk
+from penstock.chunks as c
+join penstock.tables as t using (pipeline, table_schema, table_name, generation)
+where c.pipeline = %s and t.state in ('loading', 'failed')
 """
 
 # The comparison and the change are one statement: of two owners the second waits for the first, and finds nothing.
@@ -206,9 +207,12 @@ def _state(table: TableProgress) -> list[object]:
     return [*found, table.snapshot, table.rows, table.made, table.tied, table.error, table.remedy, table.failed_in]
 
 
-def chunks(connection: psycopg.Connection, pipeline: str, table: TableProgress) -> set[int]:
+def chunks(connection: psycopg.Connection, pipeline: str) -> dict[tuple[TableId, int], set[int]]:
+    found: dict[tuple[TableId, int], set[int]] = {}
     with connection.cursor(row_factory=tuple_row) as cursor:
-        return {row[0] for row in cursor.execute(CHUNKS, [pipeline, *table.table, table.generation])}
+        for schema, name, generation, number in cursor.execute(CHUNKS, [pipeline]):
+            found.setdefault((TableId(schema, name), generation), set()).add(number)
+    return found
 
 
 def queue_moves(session: Session, pipeline: bytes, groups: Sequence[GroupMove], tables: Sequence[TableMove]) -> None:

@@ -136,12 +136,13 @@ class Target(Protocol):
     def tables(self) -> dict[TableId, TableProgress]:
         """Return where every table stands."""
 
-    def chunks(self, table: TableProgress) -> set[int]:
-        """Return the chunks of the table's generation that are loaded."""
+    def chunks(self) -> dict[tuple[TableId, int], set[int]]:
+        """Return the chunks that are loaded of every table that is loading, by table and generation."""
 
-    def prepare(self, version: Registered, move: TableMove) -> None:
-        """Make the table, or make sure that it fits, as the settings say, together with the move; a table made here
-        has `made` set. Raises `TableRefused` if there is a table where none should be, or one that does not fit."""
+    def prepare(self, version: Registered, move: TableMove) -> TableProgress:
+        """Make the table, or make sure that it fits, as the settings say, together with the move, and return what is
+        stored then; a table made here has `made` set. Raises `TableRefused` if there is a table where none should be,
+        or one that does not fit."""
 
     def restart(self, version: Registered, move: TableMove) -> None:
         """Empty the table and forget its chunks, together with the move to a new generation."""

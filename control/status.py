@@ -22,7 +22,6 @@ from transport.views import Chunks, Registered, Tables, read_setup
 
 _LOOK_BACK = 16  # records of the frontier topic: more claims than that never follow each other
 _RETRY_SECONDS = 2.0
-_COUNTED_TABLES = 64  # tables under load whose chunks are asked for at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +118,16 @@ class TargetView:
             self.close()
             self._again_at = self._clock() + _RETRY_SECONDS
 
-    def chunks(self, table: TableProgress) -> set[int]:
+    def chunks(self) -> dict[tuple[TableId, int], set[int]]:
+        """Return the loaded chunks of tables that are loading, by table and generation."""
         if self._target is None:
-            return set()
+            return {}
         try:
-            return self._target.chunks(table)
+            return self._target.chunks()
         except ReplicationError as error:
             self.error = str(error)
             self.close()
-            return set()
+            return {}
 
     def close(self) -> None:
         if self._target is not None:
@@ -252,7 +252,8 @@ class Collector:
         now: float,
     ) -> TargetStatus:
         rows = []
-        counted = 0
+        loading = any(progress.state is TableState.LOADING for progress in tables.values())
+        chunks_loaded = view.chunks() if loading else {}
         lags = {group: _lag(progress, source, now, bool(error)) for group, progress in groups.items()}
         for version in self._chosen:
             progress = tables.get(version.table.id)
@@ -263,9 +264,9 @@ class Collector:
             done = {n: m.rows for n, m in chunks.manifests.items() if n != HEAL}
             read = sum(done.values())
             loaded = progress.rows
-            if progress.state is TableState.LOADING and counted < _COUNTED_TABLES and done:
-                counted += 1
-                loaded = sum(done.get(number, 0) for number in view.chunks(progress))
+            if progress.state is TableState.LOADING:
+                there = chunks_loaded.get((progress.table, progress.generation), ())
+                loaded = sum(done.get(number, 0) for number in there)
             if not chunks.missing and chunks.plan:
                 estimated = read
             if progress.state is TableState.LIVE:

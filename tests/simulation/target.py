@@ -196,25 +196,26 @@ class SimulatedTarget:
             "read tables", lambda: {table: held.progress for table, held in self.database.stored.tables.items()}
         )
 
-    def chunks(self, table: TableProgress) -> set[int]:
-        return self._call(
-            f"read chunks of {table.table}",
-            lambda: {
-                number
-                for generation, number in self.database.stored.tables[table.table].chunks
-                if generation == table.generation
-            },
-        )
+    def chunks(self) -> dict[tuple[TableId, int], set[int]]:
+        def read() -> dict[tuple[TableId, int], set[int]]:
+            found: dict[tuple[TableId, int], set[int]] = {}
+            for table, held in self.database.stored.tables.items():
+                for generation, number in held.chunks:
+                    found.setdefault((table, generation), set()).add(number)
+            return found
+
+        return self._call("read chunks", read)
 
     # ------------------------------------------------------------------------------------------------ moving
 
-    def prepare(self, version: Registered, move: TableMove) -> None:
+    def prepare(self, version: Registered, move: TableMove) -> TableProgress:
         with self._transaction(f"prepare {version.table.id}") as transaction:
             held = self._moved(transaction, move)
             if held.rows is not None:
                 raise TableRefused(version.table.id, ConstraintViolated("it is there already"))
             held.rows = Rows()
             held.progress = replace(held.progress, made=True)
+        return held.progress
 
     def restart(self, version: Registered, move: TableMove) -> None:
         with self._transaction(f"restart {version.table.id}") as transaction:
