@@ -17,8 +17,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import NamedTuple
 
 from codec.frames import pack
@@ -53,6 +54,11 @@ AGAIN_SECONDS = 1.0
 
 ASIDE_SECONDS = 30.0
 """After which a table that could not be read is tried again."""
+
+TOGETHER_BYTES = 8 << 20
+TOGETHER_ROWS = 10_000
+TOGETHER_SECONDS = 0.2
+"""Small chunks are made durable, and tables planned, several at once: up to so much, and for no longer than that."""
 
 FINAL_AT_ONCE = 100
 
@@ -160,6 +166,9 @@ class SnapshotWorker:
         self._tasks: deque[_Task] = deque()
         self._listed: tuple[int, frozenset[int]] | None = None  # what the tasks were listed from
         self._reading: _Reading | None = None
+        self._finished: dict[_Task, _Reading] = {}  # read, but not durable
+        self._finished_at = 0.0  # the first of them
+        self._planned: list[Plan] = []  # not in the log yet
         self._pending: dict[_Task, Manifest] = {}  # durable, but not final
         self._pending_until = 0  # the position before which none of them can become so
         self._lost: dict[int, float] = {}  # snapshots that could not be opened, until when they are not tried again
@@ -217,7 +226,8 @@ class SnapshotWorker:
             _log.warning("the log takes nothing now: %s", error)
             self._abandon()
             self._listed = None  # a task that was just beginning is in no list any more
-            self._load.drop()
+            self._drop_load()
+            self._planned.clear()
             self._control.drop()
             self._again_at = self._clock() + AGAIN_SECONDS
             return False
@@ -247,7 +257,7 @@ class SnapshotWorker:
         """Let go of source and log; never raises."""
         self._abandon()
         self._drop_engine()
-        self._load.drop()
+        self._drop_load()
         self._control.drop()
         with contextlib.suppress(Exception):
             self._stack.close()
@@ -298,19 +308,25 @@ class SnapshotWorker:
             table = views.chunks.of(task.table)
             if table.plan is None or table.plan.generation != manifest.generation or task.what in table.manifests:
                 del self._pending[task]
-        passed = [
-            (task, manifest)
-            for task, manifest in self._pending.items()
-            if views.chunks.snapshots[manifest.snapshot].position <= views.frontiers.position
-        ]
-        for task, manifest in passed[:FINAL_AT_ONCE]:
-            self._control().put(self._topics.chunks, encode_control(manifest))
-            del self._pending[task]
-            self.chunks_final += 1
+        # In the order in which they were written: what lies before a final chunk may be forgotten with it.
+        passed = list(
+            takewhile(
+                lambda read: views.chunks.snapshots[read[1].snapshot].position <= views.frontiers.position,
+                self._pending.items(),
+            )
+        )
+        if now_final := passed[:FINAL_AT_ONCE]:
+            self._put([manifest for _, manifest in now_final])
+            for task, _ in now_final:
+                del self._pending[task]
+            self.chunks_final += len(now_final)
         self._pending_until = min(
             (views.chunks.snapshots[manifest.snapshot].position for manifest in self._pending.values()), default=0
         )
         return news or bool(passed) or views.frontiers.next != at
+
+    def _put(self, entries: Sequence[Plan | Manifest]) -> None:
+        self._control().put_all(self._topics.chunks, [encode_control(entry) for entry in entries])
 
     # ------------------------------------------------------------------------------------------------ choosing
 
@@ -325,6 +341,11 @@ class SnapshotWorker:
             del self._lost[snapshot]
             self._listed = None
         if not self._tasks:
+            if self._planned:
+                return self._put_plans(views)
+            if self._finished:
+                self._make_durable(views)
+                return True
             state = (views.chunks.next, mine)
             if (self._listed == state and not self._passing) or now < self._list_at:
                 return False
@@ -335,13 +356,15 @@ class SnapshotWorker:
             took = self._clock() - now
             self._list_at = self._clock() + LIST_SHARE * took if took > LIST_FREELY else 0.0
         while self._tasks:
+            if self._planned and (self._tasks[0].what != _PLAN or self._clock() - now >= TOGETHER_SECONDS):
+                return self._put_plans(views)
             task = self._tasks.popleft()
-            if task.table in self._aside or task in self._pending:
+            if task.table in self._aside or task in self._pending or task in self._finished:
                 continue
             if _work(task) not in mine and task.table not in self._spoilt:
                 continue
             try:
-                if self._attempt(views, task):
+                if self._attempt(views, task) and not self._planned:
                     return True
             except SnapshotLost:
                 self._drop_engine()
@@ -350,6 +373,8 @@ class SnapshotWorker:
             except (OperatorError, RowError) as error:
                 self._set_aside(task.table, error)
                 return True
+        if self._planned or self._finished:
+            return True  # they come first
         left = [table for table in views.chosen if not views.chunks.of(table).complete()]
         admitted = views.chunks.admitted
         if self._targets and (admitted is None or not self._targets <= set(admitted.targets)):
@@ -438,12 +463,17 @@ class SnapshotWorker:
             cause=cause,
             at=self._micros(),
         )
-        self._control().put(self._topics.chunks, encode_control(plan))
-        views.chunks.refresh()
+        self._planned.append(plan)
         if generation:
             _log.warning("%s is read again from the beginning: %s", table, cause)
             self.restarts += 1
+        return True
+
+    def _put_plans(self, views: _Views) -> bool:
+        self._put(self._planned)
+        self._planned.clear()
         self._listed = None
+        views.chunks.refresh()
         return True
 
     def _give_up(self, plan: Plan, cause: str) -> bool:
@@ -472,6 +502,8 @@ class SnapshotWorker:
         if not version.table.key and state.snapshots() - {snapshot}:
             return self._give_up(plan, rules.ALONE)
         chunk = next(chunk for chunk in plan.chunks if chunk.number == task.what)
+        if self._finished and chunk.rows > TOGETHER_ROWS:
+            self._make_durable(views)
         leaf = TableId(chunk.leaf_schema, chunk.leaf_name)
         engine = self._open(views, snapshot)
         mark = engine.marks([leaf])[0]
@@ -574,38 +606,54 @@ class SnapshotWorker:
             self._abandon()
             self._give_up(plan, f"{rules.REWRITTEN} while it was read")
             return
-        written = self._load().flush().get(reading.partition)
-        if written is None:
-            end = self._log.offsets(reading.partition).end
-            start = end
-        else:
-            start, end = written
-        if end - start != reading.records:
-            raise IntegrityError(f"{reading.records} batches written to {reading.partition}, found {start}..{end}")
-        self._pending[task] = Manifest(
-            table_schema=task.table.schema,
-            table_name=task.table.name,
-            generation=plan.generation,
-            chunk=task.what,
-            snapshot=reading.snapshot,
-            topic=reading.partition.topic,
-            partition=reading.partition.number,
-            start=start,
-            end=end,
-            rows=reading.number,
-            bytes=reading.size,
-            at=self._micros(),
-        )
-        self._pending_until = min(self._pending_until, views.chunks.snapshots[reading.snapshot].position)
+        if not self._finished:
+            self._finished_at = self._clock()
+        self._finished[task] = reading
         self._reading = None
         self.table, self.chunk = "", 0
         self.problems.pop(str(task.table), None)
         self._bad.pop(task.table, None)
-        self._look_at = 0.0
         if task.what == HEAL:
             self.heals += 1
         else:
             self.chunks_read += 1
+        size = sum(finished.size for finished in self._finished.values())
+        if size >= TOGETHER_BYTES or self._clock() - self._finished_at >= TOGETHER_SECONDS:
+            self._make_durable(views)
+
+    def _make_durable(self, views: _Views) -> None:
+        """Make all that was read to its end durable. In the midst of a chunk its records would be among the others."""
+        finished, self._finished = self._finished, {}
+        written = self._load().flush()
+        begins = {partition: span.start for partition, span in written.items()}
+        for task, reading in finished.items():
+            partition = reading.partition
+            if partition not in begins:
+                begins[partition] = self._log.offsets(partition).end
+            start = begins[partition]
+            begins[partition] = end = start + reading.records
+            self._pending[task] = Manifest(
+                table_schema=task.table.schema,
+                table_name=task.table.name,
+                generation=reading.plan.generation,
+                chunk=task.what,
+                snapshot=reading.snapshot,
+                topic=partition.topic,
+                partition=partition.number,
+                start=start,
+                end=end,
+                rows=reading.number,
+                bytes=reading.size,
+                at=self._micros(),
+            )
+            self._pending_until = min(self._pending_until, views.chunks.snapshots[reading.snapshot].position)
+        for partition, span in written.items():
+            if begins[partition] != span.end:
+                self._pending.clear()
+                raise IntegrityError(
+                    f"batches up to {begins[partition]} were written to {partition}, but they end at {span.end}"
+                )
+        self._look_at = 0.0
 
     # --------------------------------------------------------------------------------------------------- helpers
 
@@ -633,7 +681,14 @@ class SnapshotWorker:
         self._listed = None
         self._drop_engine()
         if reading.records:
-            self._load.drop()
+            self._drop_load()
+
+    def _drop_load(self) -> None:
+        """Leave what is not durable: it is read once more."""
+        if self._finished:
+            self._finished.clear()
+            self._listed = None
+        self._load.drop()
 
     def _drop_engine(self) -> None:
         engine, self._engine = self._engine, None

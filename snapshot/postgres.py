@@ -40,7 +40,7 @@ BATCH_BYTES = 512 << 10
 that Kafka takes by default."""
 
 CHUNK_BYTES = 64 << 20
-CHUNK_ROWS = 200_000
+CHUNK_ROWS = 50_000
 
 LOCK_CLASS = 0x50454E53
 """The first key of the advisory lock that the holder of a pipeline has."""

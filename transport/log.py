@@ -6,7 +6,7 @@ are always the next to read. Rows travel in `Block`s, the bytes of many records,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -84,6 +84,9 @@ class LogWriter(Protocol):
 
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
         """Append one record and return its offset once it is durable. `seal` with nothing to seal."""
+
+    def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
+        """Append a record for each value, in order, and return when all are durable; others' may stand between."""
 
 
 class LogReader(Protocol):

@@ -6,7 +6,7 @@ import bisect
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -174,6 +174,11 @@ class _MemoryWriter:
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
         with self._alive():
             return self._put(partition, key, value)
+
+    def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
+        with self._alive():
+            for value in values:
+                self._put(partition, None, value)
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

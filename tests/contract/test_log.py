@@ -172,6 +172,19 @@ def test_a_writer_that_failed_writes_nothing_more(subject: Subject) -> None:
     assert log.offsets(subject.names.frontier).end == 0
 
 
+def test_several_records_are_put_at_once_and_others_may_stand_between(subject: Subject) -> None:
+    with subject.open().writer("control") as first, subject.open().writer("control") as second:
+        for n in range(3):
+            first.put_all(subject.names.chunks, [b"first %d %d" % (n, at) for at in range(20)])
+            second.put_all(subject.names.chunks, [b"second %d %d" % (n, at) for at in range(20)])
+    with subject.open().reader() as reader:
+        found = [record.value for record in reader.records(subject.names.chunks, 0)]
+    assert len(found) == 120
+    for name in (b"first", b"second"):
+        mine = [value for value in found if value is not None and value.startswith(name)]
+        assert mine == [b"%s %d %d" % (name, n, at) for n in range(3) for at in range(20)]
+
+
 def test_a_claim_between_two_frontiers_shows_in_their_offsets(subject: Subject) -> None:
     with subject.open().writer("changes") as first, subject.open().writer("changes") as second:
         claimed = first.put(subject.names.frontier, b"claim")

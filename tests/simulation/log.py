@@ -8,7 +8,7 @@ don't. Of a disk budget: blocks are refused until there is room again.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -107,6 +107,9 @@ class _Writer:
 
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
         return self._do(f"put to {partition.topic}", lambda: self._writer.put(partition, value, key))
+
+    def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
+        self._do(f"put {len(values)} to {partition.topic}", lambda: self._writer.put_all(partition, values))
 
     def _do(self, what: str, effect: Callable[[], T]) -> T:
         if self._dead:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -98,6 +98,16 @@ class KafkaWriter:
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
         with self._alive(f"put a record into {name_of(partition)}"):
             return self._put(partition, key, value)
+
+    def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
+        with self._alive(f"put records into {name_of(partition)}"):
+            self._know(partition)
+            runs = [Run(1) for _ in values]
+            for run, value in zip(runs, values, strict=True):
+                self._produce(partition, None, value, run.delivered_only)
+            self._drain(self._producer)
+            for run in runs:
+                self._check(partition, run, alone=False)
 
     def close(self) -> None:
         # What is still queued belongs to a step that is not finished, or to a writer that is dead: sent later, it

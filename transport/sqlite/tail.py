@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,13 @@ class Tail:
         with self._committing(True) as connection:
             self._store(connection)
             return self._insert(connection, partition, 1, pack([(key, value())]))
+
+    def put_all(self, partition: int, values: Sequence[bytes]) -> None:
+        """Commit what is pending and, with it, a record for each value."""
+        with self._committing(True) as connection:
+            self._store(connection)
+            for value in values:
+                self._insert(connection, partition, 1, pack([(None, value)]))
 
     def close(self) -> None:
         self._helper.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from codec.frames import count
@@ -69,6 +69,11 @@ class SqliteWriter:
         with self._alive("put a record"):
             tail, number = self._place(partition)
             return tail.seal(number, key, lambda: value)
+
+    def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
+        with self._alive("put records"):
+            tail, number = self._place(partition)
+            tail.put_all(number, values)
 
     def close(self) -> None:
         for tail in self._tails.values():

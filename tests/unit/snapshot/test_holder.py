@@ -12,6 +12,7 @@ from schemas.record import Op, encode_control, value_schema_id
 from schemas.table import Column, Objects
 from schemas.types import Kind
 from snapshot import holder as module
+from snapshot import loop
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
 from tests.unit.snapshot.world import TOPICS, A, B, World, closing, fails_once, table
@@ -19,7 +20,8 @@ from transport.log import Topic
 
 
 @pytest.fixture
-def world() -> World:
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)  # what is read is durable
     world = World(table(A), table(B))
     world.db.chunks[A] = 2
     world.db.rows[A] = {str(n): f"a{n}" for n in range(4)}

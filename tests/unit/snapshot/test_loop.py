@@ -16,7 +16,15 @@ from tests.unit.snapshot.world import TOPICS, A, B, ScriptedReader, World, closi
 
 
 @pytest.fixture
-def world() -> World:
+def together() -> bool:
+    """Whether small chunks are made durable several at once."""
+    return False
+
+
+@pytest.fixture
+def world(together: bool, monkeypatch: pytest.MonkeyPatch) -> World:
+    if not together:
+        monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)
     world = World(table(A), table(B))
     world.db.chunks[A] = 4
     world.db.rows[A] = {str(n): f"a{n}" for n in range(12)}
@@ -213,6 +221,39 @@ def test_when_the_log_takes_nothing_the_same_chunk_is_read_again(world: World) -
     assert world.loaded(A) == world.db.rows[A]
     # The orphans are there, and named by nobody.
     assert world.log.offsets(TOPICS.load(A)).end > sum(m.end - m.start for m in manifests(world) if m.table_name == "a")
+
+
+@pytest.mark.parametrize("together", [True])
+def test_small_chunks_are_made_durable_together(world: World) -> None:
+    world.start()
+    world.capture()
+    with closing(worker := world.worker()):
+        while worker.chunks_read < 4:
+            worker.step()
+        assert worker.pending == 0
+        world.settle(worker)
+        assert worker.done
+    assert world.loaded(A) == world.db.rows[A] and world.loaded(B) == world.db.rows[B]
+    spans = sorted((m.start, m.end) for m in manifests(world) if m.table_name == "a")
+    assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]
+    assert world.log.offsets(TOPICS.load(A)).end == spans[-1][1]
+
+
+@pytest.mark.parametrize("together", [True])
+def test_small_chunks_that_were_not_durable_are_read_again(world: World) -> None:
+    world.start()
+    world.capture()
+    with closing(worker := world.worker()):
+        while worker.chunks_read < 3:
+            worker.step()
+        world.log.refuse = lambda partition: True
+        world.settle(worker)
+        assert not worker.pending
+        world.log.refuse = lambda partition: False
+        world.later(loop.AGAIN_SECONDS)
+        world.settle(worker)
+        assert worker.done
+    assert world.loaded(A) == world.db.rows[A] and world.loaded(B) == world.db.rows[B]
 
 
 def test_what_is_durable_stays_pending_when_the_log_takes_nothing(world: World) -> None:

@@ -219,6 +219,10 @@ class _Refusing:
         self._check(partition)
         return self._writer.put(partition, value, key)
 
+    def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
+        self._check(partition)
+        self._writer.put_all(partition, values)
+
     def flush(self) -> dict[Partition, Range]:
         assert not self._dead
         return self._writer.flush()
