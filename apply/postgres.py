@@ -147,6 +147,11 @@ class PostgresTarget:
         with translated("target", "reading the chunks"):
             return state.chunks(self._session.connection, self._pipeline)
 
+    def make_durable(self) -> None:
+        # A commit flushes all before it, but only if its transaction has written something: an id is not enough.
+        with self._transaction("making the progress durable", durable=True) as session:
+            session.queue(state.REWRITE, [self._key])
+
     def resume(self, table: TableId) -> bool:
         with translated("target", "resuming a table"):
             return self._session.connection.execute(state.RESUME, [self._pipeline, *table]).rowcount == 1

@@ -30,6 +30,8 @@ where pipeline = %s and state in ('loading', 'indexing', 'catching-up', 'live')
 
 ADD_PIPELINE = "insert into penstock.pipelines (pipeline, log) values (%s, %s) on conflict do nothing"
 
+REWRITE = "update penstock.pipelines set log = log where pipeline = $1"
+
 LOG_OF = "select log from penstock.pipelines where pipeline = %s"
 
 OBJECTS_MADE = "select objects from penstock.pipelines where pipeline = %s"

@@ -139,6 +139,10 @@ class Target(Protocol):
     def chunks(self) -> dict[tuple[TableId, int], set[int]]:
         """Return the chunks that are loaded of every table that is loading, by table and generation."""
 
+    def make_durable(self) -> None:
+        """Return when nothing that was read through this connection can be lost any more by a crash of the target:
+        then what it tells of may be forgotten."""
+
     def prepare(self, version: Registered, move: TableMove) -> TableProgress:
         """Make the table, or make sure that it fits, as the settings say, together with the move, and return what is
         stored then; a table made here has `made` set. Raises `TableRefused` if there is a table where none should be,

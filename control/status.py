@@ -114,9 +114,7 @@ class TargetView:
             self.tables = self._target.tables()
             self.error = ""
         except ReplicationError as error:
-            self.error = str(error)
-            self.close()
-            self._again_at = self._clock() + _RETRY_SECONDS
+            self._lose(error)
 
     def chunks(self) -> dict[tuple[TableId, int], set[int]]:
         """Return the loaded chunks of tables that are loading, by table and generation."""
@@ -125,9 +123,29 @@ class TargetView:
         try:
             return self._target.chunks()
         except ReplicationError as error:
-            self.error = str(error)
-            self.close()
+            self._lose(error)
             return {}
+
+    def make_durable(self) -> bool:
+        """Make what was just read here durable; return whether that is certain.
+
+        Targets write progress without waiting for the disk, since the log can tell them again what a crash takes
+        back. So before the log forgets anything, what was read of a target must be on its disk: a crash right after
+        would lose it for good. It must be the connection that was read through; if that is lost, nobody knows.
+        """
+        if self._target is None:
+            return False
+        try:
+            self._target.make_durable()
+        except ReplicationError as error:
+            self._lose(error)
+            return False
+        return True
+
+    def _lose(self, error: ReplicationError) -> None:
+        self.error = str(error)
+        self.close()
+        self._again_at = self._clock() + _RETRY_SECONDS
 
     def close(self) -> None:
         if self._target is not None:

@@ -44,6 +44,9 @@ class Live:
     def tables(self) -> dict[TableId, TableProgress]:
         return {table: TableProgress(table, 0, TableState.LIVE) for table in TABLES}
 
+    def make_durable(self) -> None:
+        """It forgets nothing."""
+
     def close(self) -> None:
         """Nothing is open."""
 

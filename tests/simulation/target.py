@@ -206,6 +206,9 @@ class SimulatedTarget:
 
         return self._call("read chunks", read)
 
+    def make_durable(self) -> None:
+        self._call("make durable", lambda: None)
+
     # ------------------------------------------------------------------------------------------------ moving
 
     def prepare(self, version: Registered, move: TableMove) -> TableProgress:

@@ -44,6 +44,22 @@ def rows(first: int, last: int) -> list[Row]:
     return [(str(at), f"row {at}") for at in range(first, last)]
 
 
+def test_what_was_read_is_on_the_disk_when_it_was_made_durable(applied: Applied) -> None:
+    target = applied.target()
+    target.open("log")
+    applied.sql("create table public.noise (body text)")
+    applied.sql("set synchronous_commit = off")  # as progress and chunks are written
+    unflushed = False
+    for _ in range(20):  # the server's own writer may come first
+        applied.sql("insert into public.noise values ('x')")
+        [(end, flushed)] = applied.sql("select pg_current_wal_insert_lsn(), pg_current_wal_flush_lsn()")
+        target.make_durable()
+        assert applied.sql("select pg_current_wal_flush_lsn() >= %s", end) == [(True,)]
+        unflushed |= applied.sql("select %s::pg_lsn < %s::pg_lsn", flushed, end) == [(True,)]
+    target.close()
+    assert unflushed
+
+
 # ------------------------------------------------------------------------------------------------------- prepare
 
 
