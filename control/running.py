@@ -58,8 +58,7 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             make = partial(_apply_worker, name=target.name, follows=follows)
             name = f"apply-{target.name}-{n}"
             services.append(_service(pipeline, name, make, messages.put, next(ports), Vital.USEFUL))
-    if pipeline.mode is not Mode.LOAD:
-        services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
+    services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
     with only_one(pipeline.state):
 
         def look() -> int:

@@ -1,4 +1,4 @@
-"""The trimmer: lets the log forget what every target has applied.
+"""The trimmer: lets the log forget what every target has applied, and under pressure what every target has loaded.
 
 Before anything is forgotten a `Trimmed` is durable that says where the frontiers begin from then on: whoever reads
 them from the beginning begins there, so nobody meets a frontier whose rows are gone. Killed at any point the trimmer
@@ -14,20 +14,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from apply.target import MakeTarget, Progress, TableProgress, find_target
 from control.status import TargetView
 from control.wiring import exists
 from schemas.errors import LogRewound
-from schemas.frontier import Setup, Trimmed
+from schemas.frontier import Plan, Setup, Trimmed
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
 from transport.log import Log, LogReader, LogWriter, Partition
 from transport.topics import Topics
-from transport.views import Chunks, Frontiers, Tables, ValidFrontier, read_setup, trims
+from transport.views import Chunks, Frontiers, TableChunks, Tables, ValidFrontier, read_setup, trims
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class Answer:
     error: str  # why it can't be asked
     tables: Mapping[TableId, TableProgress]
     groups: Mapping[int, Progress]
+    loaded: Mapping[tuple[TableId, int], set[int]] = field(default_factory=dict)  # by table and generation
 
 
 class Held(Exception):
@@ -86,6 +87,43 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
     if not places:
         raise Held("no target has a table")
     return min(places)
+
+
+def loaded_until(answers: Sequence[Answer], chunks: Chunks) -> dict[Partition, int]:
+    """Return up to which offset of each load partition no target needs anything.
+
+    That is the end of a chunk that all have, with nothing before it that one of them still needs: chunks become
+    final in the order in which their worker wrote them, so all else before it was left behind by one that died.
+    """
+    ends, needed = dict(chunks.superseded), dict[Partition, int]()
+    for table, load in chunks.tables.items():
+        if load.plan is None:
+            continue
+        progresses = [(answer, answer.tables[table]) for answer in answers if table in answer.tables]
+        waiting = [_has(answer, progress, load.plan) for answer, progress in progresses if _loads(progress, load)]
+        for number, manifest in load.manifests.items():
+            if manifest.start == manifest.end:
+                continue
+            partition = Partition(manifest.topic, manifest.partition)
+            if all(number in has for has in waiting):
+                ends[partition] = max(ends.get(partition, 0), manifest.end)
+            else:
+                needed[partition] = min(needed.get(partition, manifest.start), manifest.start)
+    return {partition: min(end, needed.get(partition, end)) for partition, end in ends.items()}
+
+
+def _loads(progress: TableProgress, load: TableChunks) -> bool:
+    """Whether a target may still load chunks of the plan that counts; one that is outdated is begun by nobody."""
+    assert load.plan is not None
+    state = TableState(progress.failed_in) if progress.state is TableState.FAILED else progress.state
+    begun = progress.generation == load.plan.generation
+    return state in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
+
+
+def _has(answer: Answer, progress: TableProgress, plan: Plan) -> set[int]:
+    return (
+        answer.loaded.get((progress.table, plan.generation), set()) if progress.generation == plan.generation else set()
+    )
 
 
 class Trimmer:
@@ -127,12 +165,23 @@ class Trimmer:
         self._unfinished = False  # whether an earlier trimmer announced more than it carried out
         self._todo: deque[tuple[Partition, int | None]] = deque()
         self._loads_at = -1  # how far `p.chunks` was read when the loads were trimmed last
+        self._loads_until: dict[Partition, int] = {}  # how far they were trimmed before all tables were live
+        self._said: Trimmed | None = None  # the farthest that was announced
+        self._said_until = 0  # the offset behind the last announcement
+        self._unchecked = False  # whether it was not looked yet for whom that was news
 
     def step(self) -> bool:
         """Do one bounded piece of work and say whether there was any. Raises what the log raises; a target that
         can't be asked holds everything, and is asked again."""
         if self._reader is None or self._setup is None:
             return self._begin()
+        if self._unchecked:
+            self._unchecked = False
+            self._chunks.refresh()
+            if not self._knows_all_targets():
+                self._todo.clear()
+                self._setup = None  # what was announced is found again
+                return True
         if self._todo:
             partition, end = self._todo.popleft()
             self._log.trim(partition, self._log.offsets(partition).end if end is None else end)
@@ -147,7 +196,7 @@ class Trimmer:
             return True
         if self._asked:
             self._asked = False
-            if self._last is not None and self._is_worth_it():
+            if self._last is not None and self._is_worth_it() and self._make_durable():
                 self._announce(self._last)
             return True
         if self._clock() < self._look_at:
@@ -181,11 +230,14 @@ class Trimmer:
             return False
         self._last, self._until, self._asked = None, 0, False
         self._ends, self._count, self._records = {}, 0, 0
+        self._loads_at, self._loads_until = -1, {}
         tables = Tables(self._reader, self._topics)
         self._chosen = [tables.by_schema(schema_id).table.id for schema_id in setup.tables]
         self._chunks = Chunks(self._reader, self._topics)
         start = self._log.offsets(self._topics.frontier).start
-        announced = sorted(trims(self._reader, self._topics), key=lambda trimmed: trimmed.offset)
+        told = list(trims(self._reader, self._topics))
+        announced = sorted((trimmed for _, trimmed in told), key=lambda trimmed: trimmed.offset)
+        self._said, self._said_until = (announced[-1], told[-1][0]) if told else (None, 0)
         # All that was trimmed was announced, but not the reverse: the frontiers themselves go last.
         begin = next((trimmed for trimmed in announced if start and trimmed.offset >= start), None)
         if begin is None:
@@ -208,9 +260,10 @@ class Trimmer:
         try:
             answers = [self._ask(view) for view in self._views]
             self._chunks.refresh()
-            admitted = self._chunks.admitted
-            if admitted is None or admitted.targets != tuple(answer.name for answer in answers):
+            if not self._knows_all_targets():
                 raise Held("other targets are loaded than those that are known here")
+            if full >= limits.full_from and self._loads_at != self._chunks.next:
+                self._trim_loads(answers)
             self._until = needed_from(answers, self._chosen, self._chunks, Mode(self._setup.mode))
             # A target that was taken back to an earlier state needs what has been read here already.
             self._asked = self._until >= self._frontiers.next
@@ -218,6 +271,43 @@ class Trimmer:
             if full >= WARN_FROM and self._clock() >= self._warn_at:
                 self._warn_at = self._clock() + WARN_SECONDS
                 _log.warning("the log is %.0f %% full and can't be trimmed: %s", full * 100, held)
+
+    def _knows_all_targets(self) -> bool:
+        admitted = self._chunks.admitted
+        return admitted is not None and admitted.targets == tuple(view.settings.name for view in self._views)
+
+    def _make_durable(self) -> bool:
+        """Make sure that no target loses any more what it has said; return whether all could."""
+        return all(view.make_durable() for view in self._views)
+
+    def _trim_loads(self, answers: Sequence[Answer]) -> None:
+        """Trim the chunks that all targets have, though there are others: a load may be larger than the log."""
+        if any(answer.error for answer in answers):
+            return
+        asked = [replace(answer, loaded=view.chunks()) for view, answer in zip(self._views, answers, strict=True)]
+        ends = loaded_until(asked, self._chunks)
+        more = [(partition, end) for partition, end in ends.items() if end > self._loads_until.get(partition, 0)]
+        if not more or not self._make_durable():
+            return
+        admitted = self._chunks.admitted
+        if admitted is None or self._said_until <= admitted.trimmed:
+            # Who comes later is to know that the load is not whole.
+            trimmed = self._said or self._nothing_trimmed()
+            if trimmed is None:
+                return
+            self._say(replace(trimmed, at=self._micros()))
+        self._loads_until.update(more)
+        self._todo.extend(more)
+
+    def _nothing_trimmed(self) -> Trimmed | None:
+        """Return how things stand before the first frontier; None if there is none."""
+        assert self._reader is not None
+        view, at = Frontiers(self._reader, self._topics), -1
+        while at != view.next:
+            at = view.next
+            for offset, frontier in view.poll():
+                return Trimmed(offset, frontier.epoch, frontier.after, 0, -1, 0)
+        return None
 
     def _ask(self, view: TargetView) -> Answer:
         view.refresh(self._identity)
@@ -259,11 +349,7 @@ class Trimmer:
         """Say where the frontiers begin from now on, and note what may go therefore; the frontiers themselves go
         last, because they tell the next trimmer what else may."""
         offset, frontier = last
-        at = int(self._now() * 1_000_000)
-        trimmed = Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, at)
-        if self._writer is None:
-            self._writer = self._stack.enter_context(self._log.writer("control"))
-        self._writer.put(self._topics.control, encode_control(trimmed), b"trimmed")
+        self._say(Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, self._micros()))
         self._todo.extend(self._ends.items())
         if self._loads_at != self._chunks.next:
             self._loads_at = self._chunks.next
@@ -275,3 +361,12 @@ class Trimmer:
         self._ends.clear()
         self._unfinished = False
         self._count = self._records = 0
+
+    def _say(self, trimmed: Trimmed) -> None:
+        if self._writer is None:
+            self._writer = self._stack.enter_context(self._log.writer("control"))
+        self._said_until = self._writer.put(self._topics.control, encode_control(trimmed), b"trimmed") + 1
+        self._said, self._unchecked = trimmed, True
+
+    def _micros(self) -> int:
+        return int(self._now() * 1_000_000)

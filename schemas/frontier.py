@@ -144,8 +144,8 @@ class Admitted:
     """The targets that there are from here on. In `p.chunks`; the last one counts.
 
     A target that is new when the log has been trimmed can't be loaded from it: then `trimmed` goes up, to the offset
-    where the frontiers begin, and every table that was planned before is to be planned and read again, for those who
-    do not have it. Only in snapshots that show all up to `max_xid`: the log tells of the rest.
+    behind the last `Trimmed` in `p.control`, and every table that was planned before is to be planned and read again,
+    for those who do not have it. Only in snapshots that show all up to `max_xid`: the log tells of the rest.
     """
 
     targets: tuple[str, ...]
@@ -169,10 +169,11 @@ class TableRegistered:
 
 @dataclass(frozen=True, slots=True)
 class Trimmed:
-    """The frontiers begin at `offset` from here on: those before it may be gone, and the rows that they name. In
-    `p.control`, before anything is forgotten; of several the farthest counts.
+    """The frontiers begin at `offset` from here on: those before it may be gone, and the rows that they name, and
+    chunks that all targets have. In `p.control`, before anything is forgotten; of several the farthest counts.
 
-    At `offset` is a valid frontier; the rest says how things stood before it.
+    At `offset` is a valid frontier; the rest says how things stood before it. If it is the first of all, or where
+    they began before, only chunks are forgotten.
     """
 
     offset: int

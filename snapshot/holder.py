@@ -24,7 +24,7 @@ from snapshot import rules
 from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
 from transport.log import Block, Log, LogReader, LogWriter, Topic
 from transport.topics import Topics
-from transport.views import Chunks, Tables, read_setup, read_trimmed
+from transport.views import Chunks, Tables, read_setup, trims
 
 PING_SECONDS = 5.0
 SHARE_ABOVE = 500
@@ -261,14 +261,25 @@ class Holder:
 
     def _admit(self, before: Admitted) -> None:
         """Tell who the targets are. One that is new when the log has been trimmed needs another load; if an earlier
-        one already needed that, and nothing was trimmed since, it is the same one."""
+        one already needed that, and nothing was trimmed since, it is the same one.
+
+        A trimmer looks who the targets are once more when it has said what it trims; so does this, the other way
+        round, when it has told: one of the two sees the other.
+        """
         assert self._writer is not None and self._reader is not None
+        added = not set(self._targets) <= set(before.targets)
         admitted = Admitted(self._targets, before.trimmed, before.max_xid, self._micros())
-        trimmed = read_trimmed(self._reader, self._topics)
-        if trimmed is not None and trimmed.offset > before.trimmed and not set(self._targets) <= set(before.targets):
-            admitted = replace(admitted, trimmed=trimmed.offset, max_xid=trimmed.max_xid)
-        self._source.ping()
-        self._writer.put(self._topics.chunks, encode_control(admitted))
+        told = False
+        while True:
+            found = list(trims(self._reader, self._topics))
+            if added and found and found[-1][0] > admitted.trimmed:
+                max_xid = max(trimmed.max_xid for _, trimmed in found)
+                admitted = replace(admitted, trimmed=found[-1][0], max_xid=max_xid)
+            elif told:
+                return
+            self._source.ping()
+            self._writer.put(self._topics.chunks, encode_control(admitted))
+            told = True
 
     def _wanted(self, setup: Setup) -> bool:
         """Whether some table can't go on in the snapshots that are alive here."""

@@ -205,6 +205,7 @@ class Chunks:
         self.tables: dict[TableId, TableChunks] = {}
         self.admitted: Admitted | None = None
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
+        self.superseded: dict[Partition, int] = {}  # the ends of chunks that do not count, or not any more
         self._trimmed = 0
 
     def refresh(self) -> bool:
@@ -230,11 +231,17 @@ class Chunks:
                 generation = chunks.plan.generation if chunks.plan else -1
                 if isinstance(entry, Plan):
                     if entry.generation > generation and not chunks.complete():
+                        for manifest in chunks.manifests.values():
+                            self._supersede(manifest)
                         chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
                         chunks.outdated = False
-                elif entry.generation == generation:
-                    chunks.manifests.setdefault(entry.chunk, entry)
+                elif entry.generation != generation or chunks.manifests.setdefault(entry.chunk, entry) is not entry:
+                    self._supersede(entry)
         return self.next != before
+
+    def _supersede(self, manifest: Manifest) -> None:
+        partition = Partition(manifest.topic, manifest.partition)
+        self.superseded[partition] = max(self.superseded.get(partition, 0), manifest.end)
 
     def _admit(self, admitted: Admitted) -> None:
         self.admitted = admitted
@@ -268,15 +275,15 @@ def read_setup(reader: LogReader, topics: Topics) -> Setup | None:
 
 def read_trimmed(reader: LogReader, topics: Topics) -> Trimmed | None:
     """Return where the frontiers begin; None as long as all are there."""
-    return max(trims(reader, topics), key=lambda trimmed: trimmed.offset, default=None)
+    return max((trimmed for _, trimmed in trims(reader, topics)), key=lambda trimmed: trimmed.offset, default=None)
 
 
-def trims(reader: LogReader, topics: Topics) -> Iterator[Trimmed]:
-    """Yield all that was ever said about where the frontiers begin."""
+def trims(reader: LogReader, topics: Topics) -> Iterator[tuple[int, Trimmed]]:
+    """Yield all that was ever said about what is forgotten, and the offset behind it in `p.control`."""
     at = 0
     while records := reader.records(topics.control, at):
         for offset, _, value in records:
             at = offset + 1
             entry = decode_control(value) if value is not None else None
             if isinstance(entry, Trimmed):
-                yield entry
+                yield at, entry

@@ -13,7 +13,7 @@ from schemas.pipeline import load_pipeline
 from tests import servers
 from tests.conftest import fresh_database
 from tests.e2e.conftest import Project, one
-from transport.log import Usage
+from transport.log import Partition, Usage
 from transport.topics import Topics
 from transport.views import read_trimmed
 
@@ -131,3 +131,29 @@ def test_a_target_that_is_added_after_a_trim_is_loaded_while_the_first_goes_on(
         assert small.differences() == small.differences(late) == []
         assert one(small.target, LOADED) == loaded  # only the new one was loaded
         small.succeed("drop", "--yes", str(small.file))
+
+
+def chunks_forgotten(project: Project) -> int:
+    """Return how many batches of the load the log does not hold any more."""
+    with opened_log(load_pipeline(project.file)) as log:
+        topics = log.topics(Topics(project.name).prefix + "load.")
+        return sum(log.offsets(Partition(topic.name, n)).start for topic in topics for n in range(topic.partitions))
+
+
+@pytest.mark.parametrize("mode", ["load-and-changes", "load"])
+def test_a_load_larger_than_the_log_runs_through_though_all_are_killed(small: Project, mode: str) -> None:
+    budget, tables = 40_000_000, 90
+    small.log = f"log: {{budget: {budget // 1_000_000}MB}}\n"
+    with psycopg.connect(small.source, autocommit=True) as source:
+        for number in range(tables):
+            source.execute(f"create table shop.t{number} (id int primary key, body text)")
+            rows = f"insert into shop.t{number} select n, repeat('r', 1000) from generate_series(1, %s) n"
+            source.execute(rows.encode(), [ROWS])
+    assert tables * ROWS * 1000 > 4 * budget
+    small.write(mode=mode)
+    run = small.start("run", str(small.file))
+    small.wait_until("chunks that are forgotten", lambda: chunks_forgotten(small) > 0, run)
+    small.kill(run)
+    assert not live(small, tables + 1)
+    small.succeed("run", str(small.file), "--until-caught-up")
+    assert small.differences() == []

@@ -10,15 +10,16 @@ from typing import Any, cast
 import pytest
 
 from apply.target import NOWHERE, Progress, TableProgress, Target
+from codec.frames import pack
 from control.trimmer import Answer, Held, Limits, Trimmer, needed_from
 from schemas.errors import LogRewound, TargetUnavailable
-from schemas.frontier import Admitted, Trimmed
+from schemas.frontier import HEAL, Admitted, Trimmed
 from schemas.pipeline import Mode, Pipeline, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
 from tests.unit.apply.source import BEGINNING, Source, insert, make_table
-from transport.log import Partition, Usage
+from transport.log import Block, Partition, Range, Usage
 from transport.memory import MemoryLog
 from transport.views import Chunks, Frontiers, read_trimmed
 
@@ -32,7 +33,10 @@ class Told:
     def __init__(self) -> None:
         self.reached: dict[int, Progress] = {}
         self.known: dict[TableId, TableProgress] = {}
+        self.loaded: dict[tuple[TableId, int], set[int]] = {}
         self.away = False
+        self.durable = 0  # how often what was read was made durable
+        self.crashed = False
 
     def open(self, log: str) -> None:
         if self.away:
@@ -46,6 +50,14 @@ class Told:
             raise TargetUnavailable("it is away")
         return self.known
 
+    def chunks(self) -> Mapping[tuple[TableId, int], set[int]]:
+        return self.loaded
+
+    def make_durable(self) -> None:
+        if self.crashed:
+            raise TargetUnavailable("the server has crashed")
+        self.durable += 1
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -53,6 +65,11 @@ class Told:
         """Say that all are live, and as far as `offset`."""
         self.reached = {0: Progress(offset, 0, 0)}
         self.known = {table: TableProgress(table, 0, TableState.LIVE, generation=1) for table in tables}
+
+    def loads(self, chunks: set[int], generation: int = 1) -> None:
+        """Say which chunks of the one table are loaded."""
+        self.known = {A: TableProgress(A, 0, TableState.LOADING, generation=generation)}
+        self.loaded = {(A, generation): chunks}
 
 
 class World:
@@ -223,6 +240,177 @@ def test_the_load_goes_when_all_tables_are_live() -> None:
         target.live(offsets[-1] + 1, A)
         world.run(trimmer)
         assert world.start(load) == world.log.offsets(load).end == 2
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A log under pressure, and a table of four chunks, of which one is not final yet."""
+    world = World("a", mode=Mode.LOAD_AND_CHANGES, targets=2)
+    with world.stack, world.source.stack:
+        world.commit("a", 1)
+        snapshot = world.source.snapshot()
+        world.source.plan("a", 4)
+        for number in range(3):
+            world.source.chunk("a", number, [(str(number), "x")], snapshot)
+        monkeypatch.setattr(world.log, "usage", lambda: Usage(25, 100))
+        for target in world.targets.values():
+            target.loads({0, 1, 2})
+        yield world
+
+
+def test_under_pressure_a_chunk_goes_when_all_targets_have_it_and_those_before_it(full: World) -> None:
+    load = full.source.topics.load(A)
+    full.targets["t0"].loads({0, 2})
+    trimmer = full.trimmer()
+    full.run(trimmer)
+    assert full.start(load) == 1
+    full.targets["t0"].loads({0, 1})
+    full.run(trimmer)
+    assert full.start(load) == 2
+    full.targets["t0"].loads({0, 1, 2})
+    full.run(trimmer)
+    assert full.start(load) == 3 and full.frontiers_begin == 0
+
+
+def test_while_there_is_room_chunks_stay(full: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full.log, "usage", lambda: Usage(24, 100))
+    full.run(full.trimmer())
+    assert full.start(full.source.topics.load(A)) == 0 and full.trimmed is None
+
+
+def test_rows_behind_the_last_final_chunk_stay_and_orphans_before_it_go(full: World) -> None:
+    load = full.source.topics.load(A)
+    orphans = Block(2, pack([(None, b"lost"), (None, b"lost")]))
+    full.source.loads.append(load, orphans)
+    full.source.chunk("a", 3, [("3", "x")], 0)
+    full.source.loads.append(load, orphans)  # may become final yet
+    full.source.loads.flush()
+    for target in full.targets.values():
+        target.loads({0, 1, 2, 3})
+    full.run(full.trimmer())
+    assert full.log.offsets(load) == Range(6, 8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "start"),
+    [
+        ({"state": TableState.WAITING, "generation": -1}, 0),
+        ({"generation": 0}, 0),
+        ({"state": TableState.FAILED, "failed_in": "loading"}, 1),
+        ({"state": TableState.FAILED, "failed_in": "waiting", "generation": -1}, 0),
+        ({"state": TableState.FAILED, "failed_in": "catching-up"}, 3),
+        ({"state": TableState.INDEXING}, 3),
+        ({"state": TableState.LIVE, "generation": 0}, 3),
+    ],
+)
+def test_what_a_target_may_still_load_stays(full: World, changed: dict[str, Any], start: int) -> None:
+    target = full.targets["t0"]
+    target.loads({0})
+    target.known = {A: replace(target.known[A], **changed)}
+    full.run(full.trimmer())
+    assert full.start(full.source.topics.load(A)) == start
+
+
+def test_healing_stays_until_all_have_it(full: World) -> None:
+    load = full.source.topics.load(A)
+    full.source.chunk("a", 3, [("3", "x")], 0)
+    full.source.heal("a", [("1", "x")], [("1", "y")], 0)
+    full.targets["t0"].loads({0, 1, 2, 3, HEAL})
+    full.targets["t1"].loads({0, 1, 2, 3})
+    trimmer = full.trimmer()
+    full.run(trimmer)
+    assert full.log.offsets(load) == Range(4, 5)
+    full.targets["t1"].loads({0, 1, 2, 3, HEAL})
+    full.run(trimmer)
+    assert full.log.offsets(load) == Range(5, 5)
+
+
+def test_a_generation_that_was_given_up_makes_room_for_the_next(full: World) -> None:
+    """Though not one chunk of it was loaded, and there is none of the next yet, for want of room."""
+    for target in full.targets.values():
+        target.loads(set())
+    trimmer = full.trimmer()
+    full.run(trimmer)
+    assert full.start(full.source.topics.load(A)) == 0
+    full.source.plan("a", 4, generation=2)
+    full.run(trimmer)
+    assert full.start(full.source.topics.load(A)) == 3
+
+
+def test_an_outdated_load_waits_for_no_target_that_has_not_begun_it(full: World) -> None:
+    full.run(full.trimmer())
+    full.source.chunk("a", 3, [("3", "x")], 0)
+    target = full.targets["t1"]
+    target.known = {A: TableProgress(A, 0)}
+    full.targets["t0"].live(1, A)
+    full.run(full.trimmer())
+    assert full.start(full.source.topics.load(A)) == 3
+    told = full.log.offsets(full.source.topics.control).end
+    full.source.control.put(full.source.topics.chunks, encode_control(Admitted(tuple(full.targets), told)))
+    full.run(full.trimmer())
+    assert full.start(full.source.topics.load(A)) == 4
+
+
+def test_before_the_first_chunk_goes_it_is_said_and_again_after_others_were_admitted(full: World) -> None:
+    control = full.source.topics.control
+    said = full.log.offsets(control).end
+    trimmer = full.trimmer()
+    while full.trimmed is None:
+        full.run(trimmer, 1)
+    assert full.start(full.source.topics.load(A)) == 0
+    first = Frontiers(full.source.reader, full.source.topics, 0).poll()[0]
+    # Nothing of the frontiers is forgotten.
+    assert full.trimmed == Trimmed(first.offset, full.source.epoch, BEGINNING, 0, -1, 7_000_000)
+    full.run(trimmer)
+    full.run(full.trimmer())
+    assert full.log.offsets(control).end == said + 1
+    full.source.control.put(full.source.topics.chunks, encode_control(Admitted(tuple(full.targets), said + 1)))
+    full.source.plan("a", 1, generation=2)
+    full.source.chunk("a", 0, [("0", "x")], 0, generation=2)
+    for target in full.targets.values():
+        target.loads({0}, generation=2)
+    full.run(full.trimmer())
+    assert full.log.offsets(control).end == said + 2 and full.start(full.source.topics.load(A)) == 4
+
+
+def test_what_was_announced_while_a_target_was_added_is_not_carried_out(full: World) -> None:
+    trimmer = full.trimmer()
+    while full.trimmed is None:
+        full.run(trimmer, 1)
+    full.admit("t0", "t1", "t2")
+    full.run(trimmer)
+    assert full.start(full.source.topics.load(A)) == 0
+
+
+def test_what_targets_said_is_durable_before_anything_goes(full: World) -> None:
+    target = full.targets["t1"]
+    trimmer = full.trimmer()
+    target.crashed = True
+    full.run(trimmer)
+    assert read_trimmed(full.source.reader, full.source.topics) is None and full.targets["t0"].durable > 0
+    target.crashed = False
+    full.clock += 10
+    while full.trimmed is None:
+        full.run(trimmer, 1)
+    assert target.durable == 1
+    full.run(trimmer)
+    assert full.start(full.source.topics.load(A)) == 3 and target.durable == 1
+
+
+def test_nothing_is_made_durable_in_vain(world: World) -> None:
+    offsets = world.commit("a", 5)
+    target = world.targets["t0"]
+    target.live(offsets[3], A, B)
+    world.run(world.trimmer(Limits(look_every=0.0)))
+    assert target.durable == 0 and world.trimmed is None
+    target.crashed = True
+    trimmer = world.trimmer()
+    world.run(trimmer)
+    assert world.trimmed is None
+    target.crashed = False
+    world.clock += 10
+    world.run(trimmer)
+    assert target.durable == 1 and world.frontiers_begin == offsets[2]
 
 
 def test_killed_anywhere_it_is_carried_on_by_the_next(world: World) -> None:
