@@ -320,6 +320,12 @@ def trims_before_it_says_so() -> None:
 
 
 @mistake
+def trims_chunks_that_a_target_still_needs() -> None:
+    """Under pressure a final chunk goes, whoever has loaded it."""
+    control.trimmer._loads = lambda progress, load: False
+
+
+@mistake
 def late_target_is_loaded_from_what_is_left() -> None:
     """A target that is added when the log has been trimmed takes the load that is there."""
     Chunks._admit = lambda self, admitted: setattr(self, "admitted", admitted)  # type: ignore[method-assign]

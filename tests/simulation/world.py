@@ -122,6 +122,8 @@ class World:
                 add = partial(self.add_target, "t2", everything, 1)
                 self.later.append((trims.randint(self.turns // 2, self.turns - 50), add))
 
+        self.trim_limits = trims.choice([TRIM_LIMITS, PRESSED])
+
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
         self._chunk_records = 0
@@ -187,7 +189,7 @@ class World:
             now=self.now,
             sleep=self.sleep,
             make_target=lambda settings, _: SimulatedTarget(targets[settings.name], process, self.faults),
-            limits=TRIM_LIMITS,
+            limits=self.trim_limits,
         )
 
     def make_worker(self, process: Process, number: int) -> SnapshotWorker:
@@ -567,6 +569,7 @@ class World:
 
 
 TRIM_LIMITS = trimmer.Limits(most_frontiers=3, look_every=0.5)
+PRESSED = trimmer.Limits(full_from=0.0, look_full_every=0.5)  # as if there were never room enough
 LIMITS = Limits(batch_records=6, batch_frontiers=3, piece_bytes=400)
 
 TROUBLES = (
