@@ -105,6 +105,24 @@ def test_nothing_is_final_before_capture_has_passed_the_snapshots_message_but_re
         assert len(world.reads()) == 5
 
 
+def test_chunks_become_final_in_the_order_in_which_they_were_written(world: World) -> None:
+    """What lies before a final chunk may be forgotten with it."""
+    world.start()
+    (taken,) = world.chunks().snapshots.values()
+    with closing(worker := world.worker()):
+        while not worker.chunks_read:
+            worker.step()
+        with world.log.writer("control") as control:
+            control.put(TOPICS.chunks, encode_control(replace(taken, position=0)))  # capture has passed this one
+        world.settle(worker)
+        assert (worker.pending, worker.chunks_read) == (5, 5)
+        world.capture(position=taken.position)
+        world.settle(worker)
+        final = [manifest for manifest in manifests(world) if manifest.topic == TOPICS.load(A).topic]
+        assert len({manifest.snapshot for manifest in final}) == 2
+        assert final == sorted(final, key=lambda manifest: manifest.start)
+
+
 def test_pending_chunks_become_final_while_a_large_one_is_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "STEP_BYTES", 1)
     world.start()
