@@ -10,7 +10,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from apply.cohort import Beginning, Cohort, Portion, SchemaChanged
@@ -134,6 +134,7 @@ class Apply:
         self._counted: dict[TableId, int] = defaultdict(int)
         self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._moved_at = -1e9
         self._moves_due = self._again_due = True
+        self._well = True  # whether no step was broken off
 
     # ------------------------------------------------------------------------------------------------ outside
 
@@ -154,6 +155,12 @@ class Apply:
 
     def step(self) -> bool:
         """Do one bounded piece of work, and return whether there was any."""
+        self._well = False
+        worked = self._step()
+        self._well = True
+        return worked
+
+    def _step(self) -> bool:
         try:
             if not self._shares:
                 return self._start()
@@ -191,7 +198,14 @@ class Apply:
         self._reader.wait(ends, timeout)
 
     def close(self) -> None:
-        """Give up everything; what is unfinished is done again by the next."""
+        """Give up everything; what is unfinished is done again by the next. Never raises.
+
+        What was only to be noted from time to time is noted first, unless something has gone wrong.
+        """
+        if self._well and self._shares:
+            self._noted_at = -1e9
+            with suppress(ReplicationError):
+                self._note(idle=False)
         self._stack.close()
         self._target.close()
 

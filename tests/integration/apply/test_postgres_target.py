@@ -588,6 +588,17 @@ def test_a_kind_of_target_that_does_not_exist_is_named(applied: Applied) -> None
     assert isinstance(found, PostgresTarget)
 
 
+def test_a_worker_that_is_stopped_notes_what_it_has_counted(applied: Applied) -> None:
+    applied.sql("create table public.t (id bigint primary key, body text)")
+    source = Source(make_table("t"))
+    worker = applied.worker(source)
+    applied.catch_up(source, worker)
+    source.commit(insert("t", "1", "a"))
+    applied.catch_up(source, worker)
+    worker.close()
+    assert applied.state("t").changes == 1
+
+
 def test_whoever_waits_for_the_target_leaves_other_threads_alone(applied: Applied) -> None:
     """A lock at the target must not keep us from hearing a signal, or from saying that we are well."""
     applied.sql("create table public.t (id bigint primary key, body text)")
