@@ -347,17 +347,3 @@ def task_forgotten_when_the_log_fails() -> None:
         return worked
 
     SnapshotWorker.step = forgetful  # type: ignore[method-assign]
-
-
-@mistake
-def idle_worker_never_looks() -> None:
-    """A worker to which all seems settled never asks the target again."""
-
-    refresh = Apply._refresh
-
-    def blind(self: _Any) -> bool:
-        if not self._unsettled_anywhere:
-            return False
-        return refresh(self)
-
-    Apply._refresh = blind  # type: ignore[method-assign]
