@@ -13,6 +13,7 @@ from psycopg.rows import tuple_row
 
 from apply.postgres_session import Session
 from apply.target import GroupMove, Progress, TableMove, TableProgress
+from conversion.stored import bookkeeping_statements
 from schemas.errors import WriteConflict
 from schemas.states import TableState
 from schemas.table import TableId
@@ -141,10 +142,7 @@ def create(connection: psycopg.Connection) -> None:
         connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
         row = connection.execute(IS_THERE).fetchone()
         if row is None or not row[0]:
-            # Here, as only the first start of all needs it: SQLAlchemy would slow every start.
-            from conversion.bookkeeping import create_statements
-
-            for statement in create_statements("postgresql"):
+            for statement in bookkeeping_statements("postgresql"):
                 connection.execute(statement.encode())
 
 

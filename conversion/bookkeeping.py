@@ -1,7 +1,8 @@
 """What a target remembers, as tables of its schema `penstock`, for every database in the same way.
 
 Only what makes them is here: the statements that read and change them are each engine's own. To import SQLAlchemy
-takes more than a tenth of a second, so import this module only where the tables are found to be missing.
+takes longer than a whole small load, so no service does: `python -m conversion` writes what it makes of these tables
+to `bookkeeping.<product>.sql`, from where `conversion.stored` takes it, and a test keeps the files true.
 """
 
 from __future__ import annotations

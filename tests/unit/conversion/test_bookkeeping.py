@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from apply import postgres_state
+from conversion.__main__ import PRODUCTS, text
 from conversion.bookkeeping import TABLES, create_statements
+from conversion.stored import bookkeeping_statements, path_of
 
 STATEMENTS = {name: value for name, value in vars(postgres_state).items() if name.isupper() and isinstance(value, str)}
 OF_SQL = {
@@ -85,6 +87,12 @@ def test_every_database_gets_the_same_tables() -> None:
     assert len(keys.findall("".join(made["mysql"]))) == 8
 
 
-def test_a_target_that_has_its_tables_does_not_wait_for_sqlalchemy() -> None:
+@pytest.mark.parametrize("product", PRODUCTS)
+def test_the_stored_statements_are_those_of_the_tables(product: str) -> None:
+    assert path_of(product).read_text(encoding="utf-8") == text(product), "python -m conversion writes them anew"
+    assert bookkeeping_statements(product) == [statement.strip() for statement in create_statements(product)]
+
+
+def test_no_service_waits_for_sqlalchemy() -> None:
     code = "import sys, apply.loop, apply.postgres, control.wiring; sys.exit('sqlalchemy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,58 @@
+CREATE SCHEMA IF NOT EXISTS penstock;
+
+CREATE TABLE IF NOT EXISTS penstock.pipelines (
+	pipeline VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	log TEXT NOT NULL, 
+	objects BOOL NOT NULL DEFAULT false, 
+	created_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
+	PRIMARY KEY (pipeline)
+);
+
+CREATE TABLE IF NOT EXISTS penstock.progress (
+	pipeline VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	grp INTEGER NOT NULL, 
+	frontier BIGINT NOT NULL, 
+	epoch BIGINT NOT NULL, 
+	position BIGINT NOT NULL, 
+	commit_time BIGINT NOT NULL, 
+	captured_at BIGINT NOT NULL, 
+	roster BIGINT NOT NULL, 
+	updated_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
+	PRIMARY KEY (pipeline, grp)
+);
+
+CREATE TABLE IF NOT EXISTS penstock.tables (
+	pipeline VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	table_schema VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	table_name VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	grp INTEGER NOT NULL, 
+	state TEXT NOT NULL, 
+	schema_id BIGINT NOT NULL, 
+	generation INTEGER NOT NULL, 
+	frontier BIGINT NOT NULL, 
+	epoch BIGINT NOT NULL, 
+	position BIGINT NOT NULL, 
+	commit_time BIGINT NOT NULL, 
+	captured_at BIGINT NOT NULL, 
+	snapshot BIGINT NOT NULL, 
+	rows_loaded BIGINT NOT NULL, 
+	changes BIGINT NOT NULL, 
+	made BOOL NOT NULL, 
+	tied BOOL NOT NULL, 
+	error TEXT NOT NULL, 
+	remedy TEXT NOT NULL, 
+	failed_in TEXT NOT NULL, 
+	updated_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
+	PRIMARY KEY (pipeline, table_schema, table_name)
+);
+
+CREATE TABLE IF NOT EXISTS penstock.chunks (
+	pipeline VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	table_schema VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	table_name VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	generation INTEGER NOT NULL, 
+	chunk INTEGER NOT NULL, 
+	rows_loaded BIGINT NOT NULL, 
+	loaded_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
+	PRIMARY KEY (pipeline, table_schema, table_name, generation, chunk)
+);
