@@ -79,5 +79,7 @@ def pgbench(stage: Stage, script: str, database: str, rate: int, seconds: float)
 
 
 def settled(stage: Stage, target_db: str) -> None:
-    """Wait until a target has the source's mark, so that nothing of the past is measured."""
+    """Wait until every table of a target is live, so that nothing of the past is measured."""
     until(lambda: bool(stage.sql(stage.target, target_db, "select v from mark where id = 3")), 120, 0.05)
+    left = "select count(*) from penstock.tables where state <> 'live' or not tied"
+    until(lambda: stage.sql(stage.target, target_db, left)[0][0] == 0, 120, 0.1)

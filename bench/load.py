@@ -10,8 +10,8 @@ from collections.abc import Callable
 from bench.stage import Service, Stage
 from bench.workloads import FILL_WIDE, WIDE
 
-LIMIT_TEXT = "psql COPY | psql COPY, text"
-LIMIT_BINARY = "psql COPY | psql COPY, binary"
+LIMIT_TEXT = "psql COPY to psql COPY, text"
+LIMIT_BINARY = "psql COPY to psql COPY, binary"
 EMBEDDED = "penstock, embedded log"
 KAFKA = "penstock, Kafka"
 
