@@ -213,8 +213,7 @@ class Apply:
 
     def _start(self) -> bool:
         if self._reader is None:
-            names = {topic.name for topic in self._log.topics(self._topics.prefix)}
-            if not {topic.name for topic in self._topics.fixed()} <= names:
+            if not self._topics.are_made(self._log):
                 return False
             self._reader = self._stack.enter_context(self._log.reader())
         setup = read_setup(self._reader, self._topics)
@@ -576,9 +575,7 @@ class Apply:
         )
         self._write(Batch(groups, [move]))
         self.stats.failures += 1
-        for cohort in self._cohorts:
-            cohort.tables.discard(table)
-        self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
+        self._forget_place(table)
         self._todo = [entry for entry in self._todo if entry[0] != table]
         self._moves_due = True
 
@@ -747,7 +744,7 @@ class Apply:
         self._refreshed_at = now
         for table, progress in self._target.tables().items():
             before = self._known.get(table)
-            if before is not None and progress.group in self._owned and table in self._made_with:
+            if before is not None and self._is_mine(progress):
                 if (before.state, before.generation) != (progress.state, progress.generation):
                     self._reload()
                     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -219,9 +219,9 @@ class PostgresTarget:
             self._writers[version.schema_id] = writer
         return writer
 
-    def _look_again(self, table: TableId) -> None:
-        for schema_id in [id for id, writer in self._writers.items() if writer.id == table]:
-            del self._writers[schema_id]
+    def _look_again(self, tables: Collection[TableId]) -> None:
+        if tables:
+            self._writers = {id: writer for id, writer in self._writers.items() if writer.id not in tables}
 
     def prepare(self, version: Registered, move: TableMove) -> TableProgress:
         table = version.table
@@ -236,7 +236,7 @@ class PostgresTarget:
             raise
         except ReplicationError as error:
             raise TableRefused(table.id, error) from error
-        self._look_again(table.id)
+        self._look_again({table.id})
         return progress
 
     def _prepare(self, table: Table) -> bool:
@@ -301,7 +301,7 @@ class PostgresTarget:
             raise
         except ReplicationError as error:
             raise TableRefused(table.id, error) from error
-        self._look_again(table.id)
+        self._look_again({table.id})
 
     # ----------------------------------------------------------------------------------------------------- load
 
@@ -431,7 +431,7 @@ class PostgresTarget:
                 raise ours from error
             raise TableRefused(table, ours) from error
         if done:
-            self._look_again(table)
+            self._look_again({table})
         return done
 
     # ---------------------------------------------------------------------------------------------------- write
@@ -446,9 +446,7 @@ class PostgresTarget:
             state.queue_counts(session, self._key, batch.changes)
             for piece in batch.pieces:
                 self._write_piece(piece)
-        for move in batch.tables:
-            if move.after.state is not move.progress.state:
-                self._look_again(move.after.table)
+        self._look_again({move.after.table for move in batch.tables if move.after.state is not move.progress.state})
 
     def _write_piece(self, piece: Sequence[Change]) -> None:
         session = self._session
@@ -500,24 +498,25 @@ def _ends(move: TableMove) -> bool:
 
 def forget_pipeline(settings: TargetSettings, pipeline: str) -> bool:
     """Remove a pipeline's progress from a target, but none of its tables; return whether there was anything."""
-    with (
-        translated("target", "removing the progress of a pipeline"),
-        contextlib.closing(
-            connect(settings.url.get_secret_value(), role="control", application="penstock drop")
-        ) as connection,
-    ):
+    with _connected(settings, "removing the progress of a pipeline", "penstock drop") as connection:
         return state.forget(connection, pipeline)
 
 
 def prepared_tables(settings: TargetSettings, pipeline: str) -> set[TableId]:
     """Return the tables that a pipeline has prepared in a target; changes nothing."""
-    with (
-        translated("target", "asking for the progress of a pipeline"),
-        contextlib.closing(
-            connect(settings.url.get_secret_value(), role="control", application="penstock check")
-        ) as connection,
-    ):
+    with _connected(settings, "asking for the progress of a pipeline", "penstock check") as connection:
         return state.prepared(connection, pipeline)
+
+
+@contextmanager
+def _connected(settings: TargetSettings, doing: str, application: str) -> Iterator[psycopg.Connection]:
+    """A connection for one question of control's."""
+    url = settings.url.get_secret_value()
+    with (
+        translated("target", doing),
+        contextlib.closing(connect(url, role="control", application=application)) as connection,
+    ):
+        yield connection
 
 
 def _parents_first(works: list[Work]) -> list[Work]:

@@ -136,12 +136,16 @@ where pipeline = %s and table_schema = %s and table_name = %s and state = 'faile
 """
 
 
+def _is_there(connection: psycopg.Connection) -> bool:
+    row = connection.execute(IS_THERE).fetchone()
+    return row is not None and bool(row[0])
+
+
 def create(connection: psycopg.Connection) -> None:
     """Make the tables, once, whoever comes first."""
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
-        row = connection.execute(IS_THERE).fetchone()
-        if row is None or not row[0]:
+        if not _is_there(connection):
             for statement in bookkeeping_statements("postgresql"):
                 connection.execute(statement.encode())
 
@@ -150,8 +154,7 @@ def forget(connection: psycopg.Connection, pipeline: str) -> bool:
     """Remove all that is kept of a pipeline, and with the last one the schema; return whether there was anything."""
     with connection.transaction():
         connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
-        row = connection.execute(IS_THERE).fetchone()
-        if row is None or not row[0]:
+        if not _is_there(connection):
             return False
         for table in ("chunks", "tables", "progress", "pipelines"):
             connection.execute(FORGET_PIPELINE.format(table=table).encode(), [pipeline])
@@ -163,8 +166,7 @@ def forget(connection: psycopg.Connection, pipeline: str) -> bool:
 
 def prepared(connection: psycopg.Connection, pipeline: str) -> set[TableId]:
     """Return the tables that hold what the pipeline has loaded, or is loading."""
-    row = connection.execute(IS_THERE).fetchone()
-    if row is None or not row[0]:
+    if not _is_there(connection):
         return set()
     return {TableId(schema, name) for schema, name in connection.execute(PREPARED, [pipeline]).fetchall()}
 

@@ -10,6 +10,7 @@ from control.wiring import A_LOOK, exists, opened_log
 from schemas.errors import LOAD_AGAIN, ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Objects, Table, TableId
+from snapshot import rules
 from transport.log import Log
 from transport.topics import Topics
 from transport.views import Tables, read_setup
@@ -89,8 +90,7 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
         setup = read_setup(reader, topics)
         if setup is None:
             return
-        versions = Tables(reader, topics)
-        known = {versions.by_schema(schema_id).table.id for schema_id in setup.tables}
+        known = set(rules.chosen(setup, Tables(reader, topics)))
     for table in chosen:
         if table.id not in known:
             problem = f"{table.id} is newer than the pipeline, and not part of it: it is not copied"

@@ -198,8 +198,7 @@ class Collector:
             if not exists(self._log):
                 return False
             self._identity = self._log.identity()
-            names = {topic.name for topic in self._log.topics(self._topics.prefix)}
-            if not {topic.name for topic in self._topics.fixed()} <= names:
+            if not self._topics.are_made(self._log):
                 return False
             self._reader = self._stack.enter_context(self._log.reader())
             self._chunks, self._tables = Chunks(self._reader, self._topics), Tables(self._reader, self._topics)

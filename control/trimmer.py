@@ -25,6 +25,7 @@ from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
+from snapshot import rules
 from transport.log import Log, LogReader, LogWriter, Partition
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, TableChunks, Tables, ValidFrontier, read_setup, trims
@@ -220,8 +221,7 @@ class Trimmer:
         if self._reader is None:
             if not exists(self._log):
                 return False
-            made = {topic.name for topic in self._log.topics(self._topics.prefix)}
-            if not {topic.name for topic in self._topics.fixed()} <= made:
+            if not self._topics.are_made(self._log):
                 return False
             self._identity = self._log.identity()
             self._reader = self._stack.enter_context(self._log.reader())
@@ -232,7 +232,7 @@ class Trimmer:
         self._ends, self._count, self._records = {}, 0, 0
         self._loads_at, self._loads_until = -1, {}
         tables = Tables(self._reader, self._topics)
-        self._chosen = [tables.by_schema(schema_id).table.id for schema_id in setup.tables]
+        self._chosen = rules.chosen(setup, tables)
         self._chunks = Chunks(self._reader, self._topics)
         start = self._log.offsets(self._topics.frontier).start
         told = list(trims(self._reader, self._topics))

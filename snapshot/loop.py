@@ -269,10 +269,10 @@ class SnapshotWorker:
         if self._reader is None:
             try:
                 self._log.identity()
-                made = {topic.name for topic in self._log.topics(self._topics.prefix)}
+                made = self._topics.are_made(self._log)
             except LogRewound:
                 return False  # nobody has made it yet
-            if not {topic.name for topic in self._topics.fixed()} <= made:
+            if not made:
                 return False
             self._reader = self._stack.enter_context(self._log.reader())
         setup = read_setup(self._reader, self._topics)

@@ -6,7 +6,7 @@ import re
 import zlib
 
 from schemas.table import TableId
-from transport.log import WORK_PARTITIONS, Partition, Topic
+from transport.log import WORK_PARTITIONS, Log, Partition, Topic
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _LONGEST = 249  # Kafka's limit
@@ -32,6 +32,10 @@ class Topics:
             Topic(self.control.topic),
             Topic(self.work, WORK_PARTITIONS),
         ]
+
+    def are_made(self, log: Log) -> bool:
+        """Whether a log has all the topics that every pipeline has."""
+        return {topic.name for topic in self.fixed()} <= {topic.name for topic in log.topics(self.prefix)}
 
     def changes(self, table: TableId, shared: int = 0) -> Partition:
         """Return where the changes of a table go: a topic of its own, or one of `shared` by the name's hash."""

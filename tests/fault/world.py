@@ -292,8 +292,7 @@ class Eyes:
         if self._reader is None:
             if not exists(self.log):
                 return []
-            names = {topic.name for topic in self.log.topics(self.topics.prefix)}
-            if not {topic.name for topic in self.topics.fixed()} <= names:
+            if not self.topics.are_made(self.log):
                 return []
             self._reader = self._stack.enter_context(self.log.reader())
         found: list[Record] = []
