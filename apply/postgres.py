@@ -13,7 +13,7 @@ from apply import postgres_state as state
 from apply.postgres_build import Builder
 from apply.postgres_merge import DIRECT, QUEUED, Stages, Work, Writer
 from apply.postgres_session import Session, StatementFailed
-from apply.postgres_shape import Shape, require, shape_of
+from apply.postgres_shape import Shape, require, shapes_of
 from apply.target import Batch, Change, Progress, TableMove, TableProgress, TableRefused
 from codec.copy import load_rows
 from codec.net import Net
@@ -74,7 +74,9 @@ class PostgresTarget:
         self._opened: Session | None = None
         self._stages: Stages | None = None
         self._builder = Builder(self._url, self._application, BUILDS_AT_ONCE)
-        self._writers: dict[int, Writer] = {}
+        self._writers: dict[TableId, dict[int, Writer]] = {}  # by table and version of it
+        self._shapes: dict[TableId, Shape] = {}
+        self._unseen: set[TableId] = set()  # tables that may have changed since they were looked at
         self._tables: dict[TableId, Table] = {}
         self._objects = Objects()
 
@@ -135,7 +137,7 @@ class PostgresTarget:
 
     def groups(self) -> dict[int, Progress]:
         # Whoever asks begins anew: what tables are like may have changed while they were another's.
-        self._writers.clear()
+        self._look_again(self._tables)
         with translated("target", "reading the progress"):
             return state.groups(self._session.connection, self._pipeline)
 
@@ -200,28 +202,37 @@ class PostgresTarget:
 
     # --------------------------------------------------------------------------------------------------- tables
 
-    def _shape(self, table: Table) -> Shape:
-        with translated("target", f"looking at {table.id}"):
-            return require(shape_of(self._session.connection, table.id), table)
+    def _shape(self, table: TableId) -> Shape | None:
+        """Return what a table is like, or None if there is none. Whenever one must be looked at, all are that will
+        have to be: the first changes of many tables come together."""
+        if table not in self._shapes:
+            self._session.flush()
+            with translated("target", f"looking at {table}"):
+                self._shapes |= shapes_of(self._session.connection, self._unseen | {table})
+            self._unseen.clear()
+        return self._shapes.get(table)
 
     def _writer(self, version: Registered) -> Writer:
-        """Return how to write to a table; it is looked at once for each state that it is in."""
-        writer = self._writers.get(version.schema_id)
+        """Return how to write to a table as it was when it was looked at."""
+        of_table = self._writers.setdefault(version.table.id, {})
+        writer = of_table.get(version.schema_id)
         if writer is None:
             assert self._stages is not None
-            self._session.flush()
             try:
-                shape = self._shape(version.table)
+                shape = require(self._shape(version.table.id), version.table)
             except SchemaUnsupported as error:
                 raise TableRefused(version.table.id, error) from error
             writer = Writer(self._session, self._stages, version, shape)
             writer.require_harmless()
-            self._writers[version.schema_id] = writer
+            of_table[version.schema_id] = writer
         return writer
 
     def _look_again(self, tables: Collection[TableId]) -> None:
-        if tables:
-            self._writers = {id: writer for id, writer in self._writers.items() if writer.id not in tables}
+        """Forget what tables are like, because they are others now, or may be."""
+        self._unseen.update(tables)
+        for table in tables:
+            self._shapes.pop(table, None)
+            self._writers.pop(table, None)
 
     def prepare(self, version: Registered, move: TableMove) -> TableProgress:
         table = version.table
@@ -236,7 +247,8 @@ class PostgresTarget:
             raise
         except ReplicationError as error:
             raise TableRefused(table.id, error) from error
-        self._look_again({table.id})
+        if made:
+            self._look_again({table.id})
         return progress
 
     def _prepare(self, table: Table) -> bool:
@@ -244,7 +256,7 @@ class PostgresTarget:
         connection, prepare = self._session.connection, self._settings.prepare
         self._session.flush()
         name = quote(*table.id)
-        shape = shape_of(connection, table.id)
+        shape = self._shape(table.id)
         if shape is not None and prepare is Prepare.DROP_AND_CREATE:
             self._drop(table.id, shape)
             shape = None
@@ -296,12 +308,11 @@ class PostgresTarget:
                 state.queue_moves(session, self._key, [], [move])
                 session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
                 session.flush()
-                self._empty(quote(*table.id), self._shape(table))
+                self._empty(quote(*table.id), require(self._shape(table.id), table))
         except TransientError:
             raise
         except ReplicationError as error:
             raise TableRefused(table.id, error) from error
-        self._look_again({table.id})
 
     # ----------------------------------------------------------------------------------------------------- load
 
@@ -383,7 +394,10 @@ class PostgresTarget:
         definition = version.table
         statements = after_load(definition, version=self._major) if table.made else []
         statements.append(f"analyze {quote(*definition.id)}")
-        return self._build("finish", definition.id, statements)
+        done = self._build("finish", definition.id, statements)
+        if done and table.made:
+            self._look_again({definition.id})
+        return done
 
     def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
         if not table.made:
@@ -392,7 +406,11 @@ class PostgresTarget:
         # Keys that are looked at while changes go on would refuse what is right only at the end of a transaction.
         if self._session.replica or last:
             statements += self._keys(version.table)
-        return self._build("tie", version.table.id, statements)
+        done = self._build("tie", version.table.id, statements)
+        keys = version.table.definition.foreign_keys
+        if done and keys:
+            self._look_again({version.table.id, *(key.references for key in keys if key.references)})
+        return done
 
     def _keys(self, table: Table) -> list[str]:
         """Return what makes the foreign keys, without holding up the writing to either table for long."""
@@ -424,15 +442,12 @@ class PostgresTarget:
 
     def _build(self, what: str, table: TableId, statements: list[str]) -> bool:
         try:
-            done = self._builder.go_on((what, table), statements)
+            return self._builder.go_on((what, table), statements)
         except psycopg.Error as error:
             ours = translate(error, "target", f"making indexes and keys of {table}")
             if isinstance(ours, TransientError):
                 raise ours from error
             raise TableRefused(table, ours) from error
-        if done:
-            self._look_again({table})
-        return done
 
     # ---------------------------------------------------------------------------------------------------- write
 
@@ -446,7 +461,6 @@ class PostgresTarget:
             state.queue_counts(session, self._key, batch.changes)
             for piece in batch.pieces:
                 self._write_piece(piece)
-        self._look_again({move.after.table for move in batch.tables if move.after.state is not move.progress.state})
 
     def _write_piece(self, piece: Sequence[Change]) -> None:
         session = self._session

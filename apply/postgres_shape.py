@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,54 +15,59 @@ from schemas.errors import SchemaUnsupported
 from schemas.table import Column, Table, TableId
 from schemas.types import Kind
 
-RELATION = """
-select c.oid::int8, c.relkind::text,
-       exists (select from pg_trigger t where t.tgrelid = c.oid and not t.tgisinternal and t.tgenabled in ('O', 'A')),
-       exists (select from pg_constraint f
-               where f.confrelid = c.oid and f.contype = 'f'
-                 and (f.confdeltype in ('c', 'n', 'd') or f.confupdtype in ('c', 'n', 'd'))),
-       array(select distinct f.confrelid::int8 from pg_constraint f where f.conrelid = c.oid and f.contype = 'f'),
-       array(select distinct f.conrelid::int8 from pg_constraint f where f.confrelid = c.oid and f.contype = 'f')
-from pg_class c
-join pg_namespace n on n.oid = c.relnamespace
-where n.nspname = %s and c.relname = %s and c.relkind in ('r', 'p', 'f', 'v', 'm')
+RELATIONS = """
+select w.place, c.oid::int8, c.relkind::text,
+       exists (select from pg_trigger t where t.tgrelid = c.oid and not t.tgisinternal and t.tgenabled in ('O', 'A'))
+from unnest(%(schemas)s::name[], %(names)s::name[]) with ordinality as w (schema, name, place)
+join pg_namespace n on n.nspname = w.schema
+join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+where c.relkind in ('r', 'p', 'f', 'v', 'm')
+"""
+
+# No index leads from a table to the keys that refer to it: all keys are gone through once, for all tables.
+FOREIGN_KEYS = """
+select f.conrelid::int8, f.confrelid::int8, f.confdeltype in ('c', 'n', 'd') or f.confupdtype in ('c', 'n', 'd')
+from pg_constraint f
+where f.contype = 'f' and (f.conrelid = any(%(oids)s::oid[]) or f.confrelid = any(%(oids)s::oid[]))
 """
 
 # A domain is looked through to the type that it rests on at last: that is what is sent.
 COLUMNS = """
 with recursive base as (
-    select a.attnum, a.atttypid as oid, a.atttypmod as typmod
+    select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attidentity, a.attgenerated, a.attnotnull,
+           a.atthasdef, a.atttypid as oid, a.atttypmod as typmod
     from pg_attribute a
-    where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
+    where a.attrelid = any(%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
     union all
-    select b.attnum, t.typbasetype, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end
+    select b.attrelid, b.attnum, b.attname, b.atttypid, b.atttypmod, b.attidentity, b.attgenerated, b.attnotnull,
+           b.atthasdef, t.typbasetype, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end
     from base b
     join pg_type t on t.oid = b.oid
     where t.typtype = 'd'
 )
-select a.attname, a.atttypid::int8, a.atttypmod, format_type(a.atttypid, a.atttypmod), b.oid::int8, b.typmod,
-       t.typtype::text, bn.nspname, t.typname, a.attidentity::text, a.attgenerated::text, a.attnotnull, a.atthasdef
-from pg_attribute a
-join base b on b.attnum = a.attnum
+select b.attrelid::int8, b.attname, b.atttypid::int8, b.atttypmod, format_type(b.atttypid, b.atttypmod), b.oid::int8,
+       b.typmod, t.typtype::text, bn.nspname, t.typname, b.attidentity::text, b.attgenerated::text, b.attnotnull,
+       b.atthasdef
+from base b
 join pg_type t on t.oid = b.oid and t.typtype <> 'd'
 join pg_namespace bn on bn.oid = t.typnamespace
-where a.attrelid = %(oid)s and a.attnum > 0 and not a.attisdropped
-order by a.attnum
+order by b.attrelid, b.attnum
 """
 
 # Indexes of partitions count too, where they are not merely a part of the root's.
 UNIQUES = """
-select i.indrelid::int8 = %(oid)s, i.indimmediate, i.indisvalid and i.indisready,
-       i.indpred is not null or i.indexprs is not null, i.indisexclusion,
+select w.oid::int8, i.indrelid = w.oid and i.indimmediate and i.indisvalid and i.indisready
+                    and i.indpred is null and i.indexprs is null and not i.indisexclusion,
+       i.indpred is not null or i.indexprs is not null or i.indisexclusion,
        array(select a.attname
              from unnest(i.indkey::int2[]) with ordinality as k (number, place)
              join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
              where k.place <= i.indnkeyatts)
-from pg_index i
+from unnest(%(oids)s::oid[]) as w (oid)
+cross join lateral (select w.oid union select p.relid from pg_partition_tree(w.oid) p) as part (oid)
+join pg_index i on i.indrelid = part.oid
 join pg_class c on c.oid = i.indexrelid
-where (i.indisunique or i.indisexclusion)
-  and (i.indrelid = %(oid)s
-       or (not c.relispartition and i.indrelid in (select relid from pg_partition_tree(%(root)s::regclass))))
+where (i.indisunique or i.indisexclusion) and (part.oid = w.oid or not c.relispartition)
 """
 
 BINARY: Mapping[Kind, frozenset[int]] = {
@@ -157,33 +163,48 @@ class Shape:
         )
 
 
-def shape_of(connection: psycopg.Connection, table: TableId) -> Shape | None:
-    """Return what a table is like; None if there is none of that name."""
+def shapes_of(connection: psycopg.Connection, tables: Collection[TableId]) -> dict[TableId, Shape]:
+    """Return what tables are like, in as many queries for all as for one; those that there are not are left out."""
+    asked = list(tables)
     with connection.cursor(row_factory=tuple_row) as cursor:
-        relation = cursor.execute(RELATION, [table.schema, table.name]).fetchone()
-        if relation is None:
-            return None
-        oid, relkind, triggers, cascades, references, referenced = relation
-        columns = {row[0]: TargetColumn(*row) for row in cursor.execute(COLUMNS, {"oid": oid})}
-        uniques: list[frozenset[str]] = []
-        others: list[frozenset[str]] = []
-        for of_root, immediate, valid, partial, exclusion, names in cursor.execute(UNIQUES, {"oid": oid, "root": oid}):
-            plain = of_root and immediate and valid and not partial and not exclusion
+        names = {"schemas": [table.schema for table in asked], "names": [table.name for table in asked]}
+        relations = cursor.execute(RELATIONS, names).fetchall()
+        if not relations:
+            return {}
+        oids = {"oids": [oid for _, oid, _, _ in relations]}
+        columns: dict[int, dict[str, TargetColumn]] = defaultdict(dict)
+        for oid, *column in cursor.execute(COLUMNS, oids):
+            found = TargetColumn(*column)
+            columns[oid][found.name] = found
+        uniques: dict[int, list[frozenset[str]]] = defaultdict(list)
+        others: dict[int, list[frozenset[str]]] = defaultdict(list)
+        for oid, plain, conditional, of in cursor.execute(UNIQUES, oids):
             if plain:
-                uniques.append(frozenset(names))
+                uniques[oid].append(frozenset(of))
             else:
-                others.append(frozenset() if partial or exclusion else frozenset(names))
-    return Shape(
-        oid,
-        relkind,
-        columns,
-        tuple(uniques),
-        tuple(others),
-        triggers,
-        cascades,
-        frozenset(references) - {oid},
-        frozenset(referenced) - {oid},
-    )
+                others[oid].append(frozenset() if conditional else frozenset(of))
+        references: dict[int, set[int]] = defaultdict(set)
+        referenced: dict[int, set[int]] = defaultdict(set)
+        cascades: set[int] = set()
+        for child, parent, acts in cursor.execute(FOREIGN_KEYS, oids):
+            references[child].add(parent)
+            referenced[parent].add(child)
+            if acts:
+                cascades.add(parent)
+    return {
+        asked[place - 1]: Shape(
+            oid,
+            relkind,
+            columns[oid],
+            tuple(uniques[oid]),
+            tuple(others[oid]),
+            triggers,
+            oid in cascades,
+            frozenset(references[oid]) - {oid},
+            frozenset(referenced[oid]) - {oid},
+        )
+        for place, oid, relkind, triggers in relations
+    }
 
 
 def misfits(shape: Shape, table: Table) -> list[str]:
