@@ -13,14 +13,14 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from apply.target import MakeTarget, Progress, TableProgress, find_target
 from control.status import TargetView
 from control.wiring import exists
 from schemas.errors import LogRewound
-from schemas.frontier import Plan, Setup, Trimmed
+from schemas.frontier import Freed, Plan, Setup, Trimmed
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
 from schemas.states import TableState
@@ -48,6 +48,8 @@ class Limits:
     most_records: int = 1_000_000  # in a log that does not know how much room it takes, or has no limit
     look_every: float = 5.0
     look_full_every: float = 0.5
+    sweep_from: float = 0.75  # the share from which on a load loses what no manifest names
+    still: float = 60.0  # after so many seconds in which nobody wrote behind it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,16 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
     return min(places)
 
 
-def loaded_until(answers: Sequence[Answer], chunks: Chunks) -> dict[Partition, int]:
+def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Partition, int]) -> dict[Partition, int]:
     """Return up to which offset of each load partition no target needs anything.
 
-    That is the end of a chunk that all have, with nothing before it that one of them still needs: chunks become
-    final in the order in which their worker wrote them, so all else before it was left behind by one that died.
+    That is the end of a chunk that all have, or where nobody has written for long (`still`), with no final chunk
+    before it that one of them still needs. A worker that is about to make another one before it final is late, and
+    `Freed` tells it.
     """
     ends, needed = dict(chunks.superseded), dict[Partition, int]()
+    for partition, end in still.items():
+        ends[partition] = max(ends.get(partition, 0), end)
     for table, load in chunks.tables.items():
         if load.plan is None:
             continue
@@ -164,9 +169,11 @@ class Trimmer:
         self._ends: dict[Partition, int] = {}  # of the ranges of those before it
         self._count = self._records = 0
         self._unfinished = False  # whether an earlier trimmer announced more than it carried out
-        self._todo: deque[tuple[Partition, int | None]] = deque()
+        self._todo: deque[tuple[Partition, int]] = deque()
         self._loads_at = -1  # how far `p.chunks` was read when the loads were trimmed last
         self._loads_until: dict[Partition, int] = {}  # how far they were trimmed before all tables were live
+        self._written: dict[Partition, tuple[int, float]] = {}  # where each ended, and when that was first seen
+        self._sweep_at = 0.0
         self._said: Trimmed | None = None  # the farthest that was announced
         self._said_until = 0  # the offset behind the last announcement
         self._unchecked = False  # whether it was not looked yet for whom that was news
@@ -185,7 +192,7 @@ class Trimmer:
                 return True
         if self._todo:
             partition, end = self._todo.popleft()
-            self._log.trim(partition, self._log.offsets(partition).end if end is None else end)
+            self._log.trim(partition, end)
             return True
         if self._frontiers.next < self._until:
             try:
@@ -263,7 +270,7 @@ class Trimmer:
             if not self._knows_all_targets():
                 raise Held("other targets are loaded than those that are known here")
             if full >= limits.full_from and self._loads_at != self._chunks.next:
-                self._trim_loads(answers)
+                self._trim_loads(answers, self._still() if full >= limits.sweep_from else {})
             self._until = needed_from(answers, self._chosen, self._chunks, Mode(self._setup.mode))
             # A target that was taken back to an earlier state needs what has been read here already.
             self._asked = self._until >= self._frontiers.next
@@ -280,27 +287,54 @@ class Trimmer:
         """Make sure that no target loses any more what it has said; return whether all could."""
         return all(view.make_durable() for view in self._views)
 
-    def _trim_loads(self, answers: Sequence[Answer]) -> None:
+    def _still(self) -> dict[Partition, int]:
+        """Return where nobody has written to a load for long: what no manifest names there was left behind."""
+        now = self._clock()
+        if now >= self._sweep_at:
+            self._sweep_at = now + self._limits.still / 4
+            for partition in self._load_partitions():
+                end = self._log.offsets(partition).end
+                if end and self._written.get(partition, (0, now))[0] != end:
+                    self._written[partition] = end, now
+        return {
+            partition: end
+            for partition, (end, since) in self._written.items()
+            if now - since >= self._limits.still
+            and end > self._loads_until.get(partition, 0)
+            and end == self._log.offsets(partition).end
+        }
+
+    def _load_partitions(self) -> Iterator[Partition]:
+        for topic in self._log.topics(f"{self._topics.prefix}load."):
+            for number in range(topic.partitions):
+                yield Partition(topic.name, number)
+
+    def _trim_loads(self, answers: Sequence[Answer], still: Mapping[Partition, int]) -> None:
         """Trim the chunks that all targets have, though there are others: a load may be larger than the log."""
         if any(answer.error for answer in answers):
             return
         asked = [replace(answer, loaded=view.chunks()) for view, answer in zip(self._views, answers, strict=True)]
-        ends = loaded_until(asked, self._chunks)
-        more = [(partition, end) for partition, end in ends.items() if end > self._loads_until.get(partition, 0)]
+        ends = loaded_until(asked, self._chunks, still)
+        more = {partition: end for partition, end in ends.items() if end > self._loads_until.get(partition, 0)}
         if not more or not self._make_durable():
             return
+        freed = [Freed(*partition, end, self._micros()) for partition, end in more.items()]
+        self._control().put_all(self._topics.chunks, [encode_control(entry) for entry in freed])
+        # What had become final before that was said counts.
+        self._chunks.refresh()
+        ends = loaded_until(asked, self._chunks, still)
+        more = {partition: min(end, ends[partition]) for partition, end in more.items()}
         admitted = self._chunks.admitted
         if admitted is None or self._said_until <= admitted.trimmed:
             # Who comes later is to know that the load is not whole.
             trimmed = self._said or self._nothing_trimmed()
-            if trimmed is None:
-                return
-            self._say(replace(trimmed, at=self._micros()))
+            if trimmed is not None:
+                self._say(replace(trimmed, at=self._micros()))
         self._loads_until.update(more)
-        self._todo.extend(more)
+        self._todo.extend(more.items())
 
     def _nothing_trimmed(self) -> Trimmed | None:
-        """Return how things stand before the first frontier; None if there is none."""
+        """Return how things stand before the first frontier; None if there is none, and so no final chunk either."""
         assert self._reader is not None
         view, at = Frontiers(self._reader, self._topics), -1
         while at != view.next:
@@ -349,24 +383,27 @@ class Trimmer:
         """Say where the frontiers begin from now on, and note what may go therefore; the frontiers themselves go
         last, because they tell the next trimmer what else may."""
         offset, frontier = last
-        self._say(Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, self._micros()))
-        self._todo.extend(self._ends.items())
+        loads = []
         if self._loads_at != self._chunks.next:
             self._loads_at = self._chunks.next
-            loads = self._log.topics(f"{self._topics.prefix}load.")
-            self._todo.extend(
-                (Partition(topic.name, number), None) for topic in loads for number in range(topic.partitions)
-            )
+            # As far as they reach now: what comes behind is for targets that are admitted from here on.
+            loads = [(partition, self._log.offsets(partition).end) for partition in self._load_partitions()]
+        self._say(Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, self._micros()))
+        self._todo.extend(self._ends.items())
+        self._todo.extend(loads)
         self._todo.append((self._topics.frontier, offset))
         self._ends.clear()
         self._unfinished = False
         self._count = self._records = 0
 
     def _say(self, trimmed: Trimmed) -> None:
+        self._said_until = self._control().put(self._topics.control, encode_control(trimmed), b"trimmed") + 1
+        self._said, self._unchecked = trimmed, True
+
+    def _control(self) -> LogWriter:
         if self._writer is None:
             self._writer = self._stack.enter_context(self._log.writer("control"))
-        self._said_until = self._writer.put(self._topics.control, encode_control(trimmed), b"trimmed") + 1
-        self._said, self._unchecked = trimmed, True
+        return self._writer
 
     def _micros(self) -> int:
         return int(self._now() * 1_000_000)

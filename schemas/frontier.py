@@ -154,7 +154,21 @@ class Admitted:
     at: int = 0
 
 
-ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """Of a load partition all before `end` is about to go. In `p.chunks`, before it goes.
+
+    A manifest behind this that begins before `end` does not count: whoever wrote it was slow, and its chunk is read
+    again. One that stood there before does, and whoever frees looks for such once more.
+    """
+
+    topic: str
+    partition: int
+    end: int
+    at: int
+
+
+ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ from schemas.frontier import (
     Admitted,
     Claim,
     ControlRecord,
+    Freed,
     Frontier,
     Manifest,
     Plan,
@@ -154,6 +155,7 @@ _CONTROL: dict[int, type[Any]] = {
     7: Setup,
     8: Trimmed,
     9: Admitted,
+    10: Freed,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}

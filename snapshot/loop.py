@@ -308,6 +308,9 @@ class SnapshotWorker:
             table = views.chunks.of(task.table)
             if table.plan is None or table.plan.generation != manifest.generation or task.what in table.manifests:
                 del self._pending[task]
+            elif views.chunks.is_freed(manifest):
+                del self._pending[task]
+                self._listed = None
         # In the order in which they were written: what lies before a final chunk may be forgotten with it.
         passed = list(
             takewhile(

@@ -16,6 +16,7 @@ from schemas.frontier import (
     HEAL,
     Admitted,
     Claim,
+    Freed,
     Frontier,
     Manifest,
     Plan,
@@ -207,6 +208,7 @@ class Chunks:
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
         self.superseded: dict[Partition, int] = {}  # the ends of chunks that do not count, or not any more
         self._trimmed = 0
+        self._freed: dict[Partition, int] = {}
 
     def refresh(self) -> bool:
         """Read on; return whether there was anything new.
@@ -226,6 +228,10 @@ class Chunks:
                 if isinstance(entry, Admitted):
                     self._admit(entry)
                     continue
+                if isinstance(entry, Freed):
+                    partition = Partition(entry.topic, entry.partition)
+                    self._freed[partition] = max(self._freed.get(partition, 0), entry.end)
+                    continue
                 assert isinstance(entry, Plan | Manifest)
                 chunks = self.tables.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
                 generation = chunks.plan.generation if chunks.plan else -1
@@ -235,9 +241,17 @@ class Chunks:
                             self._supersede(manifest)
                         chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
                         chunks.outdated = False
-                elif entry.generation != generation or chunks.manifests.setdefault(entry.chunk, entry) is not entry:
+                elif (
+                    entry.generation != generation
+                    or self.is_freed(entry)
+                    or chunks.manifests.setdefault(entry.chunk, entry) is not entry
+                ):
                     self._supersede(entry)
         return self.next != before
+
+    def is_freed(self, manifest: Manifest) -> bool:
+        """Whether a chunk that is not final can't become so any more, because its rows may be gone."""
+        return manifest.start < self._freed.get(Partition(manifest.topic, manifest.partition), 0)
 
     def _supersede(self, manifest: Manifest) -> None:
         partition = Partition(manifest.topic, manifest.partition)

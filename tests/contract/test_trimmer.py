@@ -8,15 +8,18 @@ from typing import cast
 import pytest
 
 from apply.target import Progress, TableProgress, Target
+from codec.frames import pack
 from control.trimmer import Limits, Trimmer
+from schemas.errors import LogUnavailable
 from schemas.frontier import Admitted
-from schemas.pipeline import Pipeline
+from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
 from tests.unit.apply.source import Source, insert, make_table
 from transport import open_log
-from transport.log import Log, Range
+from transport.log import Block, Log, Range
+from transport.sqlite import SqliteLog
 from transport.views import Frontiers
 
 PIPELINE = Pipeline.model_validate(
@@ -78,3 +81,42 @@ def test_killed_after_any_step_it_is_carried_on_by_the_next(log: Log) -> None:
         assert log.offsets(source.topics.changes(TABLES[1])).start == 4
         last = Frontiers(source.reader, source.topics).to_end()
         assert last is not None and last.frontier.position == source.position
+
+
+class Empty(Live):
+    """A target that has nothing yet."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def groups(self) -> dict[int, Progress]:
+        return {}
+
+    def tables(self) -> dict[TableId, TableProgress]:
+        return {}
+
+    def chunks(self) -> dict[tuple[TableId, int], set[int]]:
+        return {}
+
+
+def test_a_log_that_dead_workers_have_filled_takes_rows_again(tmp_path: Path) -> None:
+    with closing(SqliteLog(tmp_path, "p", budget_bytes=8 << 20, wait_s=0.1)) as log:
+        source = Source(*(make_table(table.name) for table in TABLES), log=log, mode=Mode.LOAD_AND_CHANGES)
+        with source.stack:
+            source.control.put(source.topics.chunks, encode_control(Admitted(("t",))))
+            load, rows = source.topics.load(TABLES[0]), Block(1, pack([(None, bytes(1 << 20))]))
+            with log.writer("load-0") as dead, pytest.raises(LogUnavailable):
+                while True:
+                    dead.append(load, rows)
+                    dead.flush()
+            clock, target = iter(range(0, 1_000, 10)), cast(Target, Empty())
+            with closing(
+                Trimmer(PIPELINE, log, make_target=lambda *_: target, clock=lambda: float(next(clock)))
+            ) as trimmer:
+                for _ in range(20):
+                    trimmer.step()
+            assert log.offsets(load).start == log.offsets(load).end > 0
+            with log.writer("load-0") as next_one:
+                next_one.append(load, rows)
+                next_one.flush()
+            assert log.usage().used < 8 << 20

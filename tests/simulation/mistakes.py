@@ -326,6 +326,12 @@ def trims_chunks_that_a_target_still_needs() -> None:
 
 
 @mistake
+def late_chunks_become_final() -> None:
+    """A manifest counts though its rows were freed before it came."""
+    Chunks.is_freed = lambda self, manifest: False  # type: ignore[method-assign]
+
+
+@mistake
 def late_target_is_loaded_from_what_is_left() -> None:
     """A target that is added when the log has been trimmed takes the load that is there."""
     Chunks._admit = lambda self, admitted: setattr(self, "admitted", admitted)  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ from capture.tables import TableVersions
 from control import trimmer
 from control.trimmer import Trimmer
 from schemas.errors import IntegrityError, LogRewound, TransientError
-from schemas.frontier import Admitted, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken
+from schemas.frontier import Admitted, Claim, Freed, Frontier, Manifest, Plan, Setup, SnapshotTaken
 from schemas.pipeline import Pipeline
 from schemas.record import decode_control
 from schemas.states import TableState
@@ -128,6 +128,7 @@ class World:
         self._valid = 0  # the position that the last valid frontier reaches
         self._chunk_records = 0
         self._load: dict[TableId, TableChunks] = {}
+        self._freed: dict[tuple[str, int], int] = {}
         self._renewed = 0  # where the log had been trimmed when a target came that needed another load
         self._setup: Setup | None = None
 
@@ -483,10 +484,15 @@ class World:
                 for table in self._load.values():
                     table.outdated = True
             return
+        if isinstance(entry, Freed):
+            place = entry.topic, entry.partition
+            self._freed[place] = max(self._freed.get(place, 0), entry.end)
+            return
         assert isinstance(entry, Plan | Manifest)
         table = self._load.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
         if isinstance(entry, Manifest):
-            if table.plan is not None and entry.generation == table.plan.generation:
+            late = entry.start < self._freed.get((entry.topic, entry.partition), 0)
+            if table.plan is not None and entry.generation == table.plan.generation and not late:
                 table.manifests.setdefault(entry.chunk, entry)
             return
         before = table.plan
@@ -569,7 +575,8 @@ class World:
 
 
 TRIM_LIMITS = trimmer.Limits(most_frontiers=3, look_every=0.5)
-PRESSED = trimmer.Limits(full_from=0.0, look_full_every=0.5)  # as if there were never room enough
+# As if there were never room enough.
+PRESSED = trimmer.Limits(full_from=0.0, look_full_every=0.5, sweep_from=0.0, still=3.0)
 LIMITS = Limits(batch_records=6, batch_frontiers=3, piece_bytes=400)
 
 TROUBLES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +13,7 @@ from apply.target import NOWHERE, Progress, TableProgress, Target
 from codec.frames import pack
 from control.trimmer import Answer, Held, Limits, Trimmer, needed_from
 from schemas.errors import LogRewound, TargetUnavailable
-from schemas.frontier import HEAL, Admitted, Trimmed
+from schemas.frontier import HEAL, Admitted, Manifest, Trimmed
 from schemas.pipeline import Mode, Pipeline, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
@@ -242,6 +242,23 @@ def test_the_load_goes_when_all_tables_are_live() -> None:
         assert world.start(load) == world.log.offsets(load).end == 2
 
 
+def test_what_is_loaded_after_a_trim_was_announced_stays() -> None:
+    """A target that is admitted then is loaded from it."""
+    world = World("a", mode=Mode.LOAD_AND_CHANGES)
+    with world.stack, world.source.stack:
+        offsets = world.commit("a", 3)
+        world.source.load("a", [("1", "x")])
+        load = world.source.topics.load(A)
+        world.targets["t0"].live(offsets[-1] + 1, A)
+        trimmer = world.trimmer()
+        while world.rows_begin(A) == 0:
+            world.run(trimmer, 1)
+        assert world.start(load) == 0
+        world.source.load("a", [("1", "y")], generation=2)
+        world.run(trimmer)
+        assert world.log.offsets(load) == Range(1, 2)
+
+
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A log under pressure, and a table of four chunks, of which one is not final yet."""
@@ -289,6 +306,99 @@ def test_rows_behind_the_last_final_chunk_stay_and_orphans_before_it_go(full: Wo
         target.loads({0, 1, 2, 3})
     full.run(full.trimmer())
     assert full.log.offsets(load) == Range(6, 8)
+
+
+def leave_behind(world: World) -> None:
+    """Write two records of a chunk that never becomes final."""
+    world.source.loads.append(world.source.topics.load(A), Block(2, pack([(None, b"lost"), (None, b"lost")])))
+    world.source.loads.flush()
+
+
+def almost_full(world: World, monkeypatch: pytest.MonkeyPatch) -> Trimmer:
+    monkeypatch.setattr(world.log, "usage", lambda: Usage(75, 100))
+    return world.trimmer(replace(EVERYTHING, still=10.0))
+
+
+def test_what_dead_workers_left_behind_the_last_chunk_goes_when_nobody_writes(
+    full: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = full.source.topics.load(A)
+    leave_behind(full)
+    trimmer = almost_full(full, monkeypatch)
+    full.run(trimmer, 90)
+    assert full.log.offsets(load) == Range(3, 5)
+    leave_behind(full)  # a worker lives, and may be long about its chunk
+    full.run(trimmer, 90)
+    assert full.log.offsets(load) == Range(3, 7)
+    full.run(trimmer, 60)
+    assert full.log.offsets(load) == Range(7, 7)
+    said = full.log.offsets(full.source.topics.chunks).end
+    full.run(trimmer, 200)
+    assert full.log.offsets(full.source.topics.chunks).end == said
+
+
+def test_what_dead_workers_left_goes_though_nothing_was_captured_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World("a", mode=Mode.LOAD_AND_CHANGES)
+    with world.stack, world.source.stack:
+        leave_behind(world)
+        world.run(almost_full(world, monkeypatch), 150)
+        assert world.log.offsets(world.source.topics.load(A)) == Range(2, 2)
+        assert world.trimmed is None  # a target that comes later finds the load whole
+
+
+def test_a_chunk_that_some_target_needs_stays_whoever_left_something_behind_it(
+    full: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_behind(full)
+    full.targets["t1"].loads({0, 1})
+    full.run(almost_full(full, monkeypatch), 150)
+    assert full.log.offsets(full.source.topics.load(A)) == Range(2, 5)
+
+
+def test_a_chunk_whose_rows_were_freed_before_it_was_final_is_read_again(
+    full: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, chunks = full.source.topics.load(A), full.source.topics.chunks
+    leave_behind(full)
+    full.run(almost_full(full, monkeypatch), 150)
+    late = Manifest("public", "a", 1, 3, 0, load.topic, load.number, start=3, end=5, rows=2, bytes=1)
+    full.source.control.put(chunks, encode_control(late))
+    view = Chunks(full.source.reader, full.source.topics)
+    view.refresh()
+    assert view.of(A).missing == [3]
+    full.source.chunk("a", 3, [("3", "x")], 0)
+    view.refresh()
+    assert not view.of(A).missing
+
+
+def test_a_chunk_that_becomes_final_while_it_is_about_to_be_freed_stays(
+    full: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trimmer looks once more when it has told."""
+    load = full.source.topics.load(A)
+    leave_behind(full)
+    trimmer = almost_full(full, monkeypatch)
+    full.run(trimmer, 50)
+    assert full.log.offsets(load) == Range(3, 5)
+    manifest = Manifest("public", "a", 1, 3, 0, load.topic, load.number, start=3, end=5, rows=2, bytes=1)
+
+    kind = type(full.source.control)
+    put_all = kind.put_all
+
+    def late(self: Any, partition: Partition, values: Sequence[bytes]) -> None:
+        self.put(partition, encode_control(manifest))
+        put_all(self, partition, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "put_all", late)
+        full.run(trimmer, 100)
+    view = Chunks(full.source.reader, full.source.topics)
+    view.refresh()
+    assert not view.of(A).missing and full.log.offsets(load) == Range(3, 5)
+    for target in full.targets.values():
+        target.loads({0, 1, 2, 3})
+    full.run(trimmer, 20)
+    assert full.log.offsets(load) == Range(5, 5)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from schemas.errors import OperatorError, PermissionMissing, SnapshotLost, SourceUnavailable, ValueUnsupported
-from schemas.frontier import HEAL, Manifest, Plan, SnapshotTaken
+from schemas.frontier import HEAL, Freed, Manifest, Plan, SnapshotTaken
 from schemas.record import Op, encode_control
 from snapshot import heal, loop, rules
 from snapshot.loop import SnapshotWorker
@@ -288,6 +288,23 @@ def test_what_is_durable_stays_pending_when_the_log_takes_nothing(world: World) 
         world.settle(worker)
         assert worker.done
     assert len(world.reads()) == 5
+
+
+def test_chunks_whose_rows_were_freed_while_they_were_pending_are_read_again(world: World) -> None:
+    world.start()
+    with closing(worker := world.worker()):
+        world.settle(worker)
+        assert worker.pending == 5
+        place = TOPICS.load(A)
+        end = world.log.offsets(place).end
+        with world.log.writer("control") as control:
+            control.put(TOPICS.chunks, encode_control(Freed(*place, end, 0)))
+        world.capture()
+        world.settle(worker)
+        assert worker.done
+        final = [manifest for manifest in manifests(world) if manifest.table_name == "a"]
+        assert len(final) == 4 and all(manifest.start >= end for manifest in final)
+        assert world.loaded(A) == world.db.rows[A]
 
 
 def test_an_unreachable_source_is_for_the_runner(world: World) -> None:
