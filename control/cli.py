@@ -72,6 +72,22 @@ def _told(command: Callable[P, None]) -> Callable[P, None]:
     return told
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"penstock {version('penstock')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and end.")
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 @_told
 def run(

@@ -50,14 +50,14 @@ class Health:
         self.steps = 0
         self.retries: dict[str, int] = {}
         self.source: Callable[[], Mapping[str, float]] | None = None  # of the loop that runs now
-        self._begun = now()
+        self.begun = now()  # the latest step
 
     def beat(self) -> None:
         """A step begins."""
-        self._begun = self._now()
+        self.begun = self._now()
 
     def alive(self) -> bool:
-        return self._now() - self._begun < _STALLED_SECONDS
+        return self._now() - self.begun < _STALLED_SECONDS
 
     def measures(self) -> dict[str, float]:
         """Return the loop's own figures, only those with names of the list."""

@@ -108,12 +108,12 @@ class StopSignal:
 class Backoff:
     """Waiting times between attempts: doubled each time up to a limit, with jitter, and short again after success."""
 
-    def __init__(self, first: float = 0.02, longest: float = 10.0, healthy_after: float = 10.0) -> None:
+    def __init__(self, first: float = 0.02, longest: float = 10.0, healthy_after: float = 3.0) -> None:
         self._first, self._longest, self._healthy_after = first, longest, healthy_after
         self.failures = 0
 
     def next(self, ran_seconds: float) -> float:
-        """Return how long to wait after an attempt that lasted `ran_seconds`."""
+        """Return how long to wait after an attempt that was well for `ran_seconds`."""
         if ran_seconds >= self._healthy_after:
             self.failures = 0
         self.failures += 1
@@ -145,7 +145,7 @@ def serve(
     target. Every other error ends the process: `OperatorError` for good, anything else to be started again. A stop
     takes effect between two steps; closing makes durable what has to be.
     """
-    health, backoff = health or Health(), backoff or Backoff()
+    health, backoff = health or Health(now), backoff or Backoff()
     failing_since = now()
     told, told_at = "", 0.0
     while not stop:
@@ -162,7 +162,8 @@ def serve(
             health.ready = False
             kind = type(error).__name__
             health.retries[kind] = health.retries.get(kind, 0) + 1
-            pause = backoff.next(now() - began)
+            # Up to the step that failed: one that waits long for an answer, and gets none, makes nothing healthy.
+            pause = backoff.next(health.begun - began)
             # A conflict is the normal way in which two owners sort themselves out; a hiccup is no news.
             if backoff.failures == 1:
                 failing_since, told = began, ""

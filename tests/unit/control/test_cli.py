@@ -1,6 +1,7 @@
 """The command line without a server: help, exit codes, and mistakes told with their remedy."""
 
 import io
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def test_help_names_every_command_in_a_whole_line(capsys: pytest.CaptureFixture[
     assert list(lines) == COMMANDS
     assert [line for line in lines.values() if not line.endswith(".") or line.endswith("...")] == []
     assert "Exit codes" in shown
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert penstock("--version") == 0
+    assert capsys.readouterr().out == f"penstock {project['version']}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

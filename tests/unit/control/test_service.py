@@ -173,3 +173,28 @@ def test_backoff_doubles_and_forgets_after_a_healthy_time() -> None:
     for pause, middle in zip(pauses, [1, 2, 4, 8, 8, 8], strict=True):
         assert 0.75 * middle <= pause <= 1.25 * middle
     assert backoff.next(11.0) <= 1.25
+
+
+@pytest.mark.parametrize(
+    ("at_work", "at_the_failing_step", "failures"),
+    [(1.0, 0.0, 6), (1.0, 60.0, 6), (4.0, 0.0, 1)],
+    ids=["soon broken off", "soon broken off, after a long wait for an answer", "some seconds of work"],
+)
+def test_what_worked_for_some_seconds_is_tried_again_at_once(
+    at_work: float, at_the_failing_step: float, failures: int
+) -> None:
+    clock = [0.0]
+
+    def take(seconds: float, end: BaseException | None = None) -> Callable[[], bool]:
+        def step() -> bool:
+            clock[0] += seconds
+            if end is not None:
+                raise end
+            return True
+
+        return step
+
+    loops = [Script(take(at_work), take(at_the_failing_step, SourceUnavailable("gone"))) for _ in range(6)]
+    backoff = Backoff(0.0)
+    serve(making(*loops, Script()), stop=StopSignal(), log=Log(), backoff=backoff, now=lambda: clock[0])
+    assert backoff.failures == failures
