@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import structlog
+from pythonjsonlogger.json import JsonFormatter
 
 Console = Callable[[str], None]
 
-_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50, "exception": 40}
+_OURS = "penstock"
 _KEPT_BYTES = 16 << 20
 _PASSWORD = re.compile(r"(\w+://[^\s:/@]*):[^\s@]*@")
 _SHORTEST_SECRET = 4  # replacing every "a" because that is somebody's password would hide nothing and garble all
@@ -53,6 +50,49 @@ class LogFile:
         self._file.close()
 
 
+class ServiceLog:
+    """What a service tells: an event, and what belongs to it by name. With `told` people hear of it from another."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._logger.info({"event": event, **fields})
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._logger.warning({"event": event, **fields})
+
+    def error(self, event: str, *, exc_info: bool = False, **fields: Any) -> None:
+        self._logger.error({"event": event, **fields}, exc_info=exc_info)
+
+
+class _Lines(JsonFormatter):
+    """Writes a record as a line of JSON."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format, default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+
+    def __init__(self, service: str) -> None:
+        super().__init__(
+            "%(asctime)s %(levelname)s %(process)d %(message)s",
+            rename_fields={
+                "asctime": "time",
+                "levelname": "level",
+                "process": "pid",
+                "message": "event",
+                "exc_info": "exception",
+            },
+            static_fields={"service": service},
+            json_default=str,
+            json_ensure_ascii=False,
+        )
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        log_data["level"] = log_data["level"].lower()
+        log_data.pop("told", None)
+        return log_data
+
+
 def configure(
     service: str,
     *,
@@ -60,57 +100,28 @@ def configure(
     console: Console,
     level: str = "info",
     redact: Redactor | None = None,
-) -> structlog.stdlib.BoundLogger:
+) -> ServiceLog:
     """Set up this process's logs and return its logger. What libraries say by `logging` goes the same way."""
-    import structlog  # not at the start of the program: it is slow to come, and the first service does not wait for it
+    clean, lines = redact or Redactor(), _Lines(service)
+    least = logging.getLevelNamesMapping()[level.upper()]
 
-    clean = redact or Redactor()
-    least = _LEVELS[level]
-    pid = os.getpid()
-
-    def put(number: int, event: MutableMapping[str, Any]) -> None:
-        told = event.pop("told", False)  # to people, by somebody else
-        if file is not None and number >= least:
-            head = {"time": _now(), "service": service, "pid": pid}
-            file.write(clean(json.dumps({**head, **event}, default=str, ensure_ascii=False)))
-        if number >= _LEVELS["warning"] and not told:
-            console(clean(_for_people(service, event)))
-
-    def deliver(_: object, method: str, event: MutableMapping[str, Any]) -> str:
-        put(_LEVELS.get(method, 20), {"level": method, **event})
-        raise structlog.DropEvent
-
-    structlog.configure(
-        processors=[structlog.processors.format_exc_info, deliver],
-        wrapper_class=structlog.make_filtering_bound_logger(min(least, _LEVELS["warning"])),
-        logger_factory=structlog.ReturnLoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
-
-    class _Bridge(logging.Handler):
+    class _Deliver(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            event: dict[str, Any] = {
-                "level": record.levelname.lower(),
-                "event": record.getMessage(),
-                "logger": record.name,
-            }
-            if record.exc_info:
-                event["exception"] = logging.Formatter().formatException(record.exc_info)
-            put(record.levelno, event)
+            fields = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}
+            if record.name != _OURS:
+                record.logger = record.name
+            if file is not None and record.levelno >= least:
+                file.write(clean(lines.format(record)))
+            if record.levelno >= logging.WARNING and not fields.get("told"):
+                console(clean(_for_people(service, fields)))
 
-    logging.basicConfig(handlers=[_Bridge()], level=least, force=True)
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger()
-    return logger
-
-
-def _now() -> str:
-    now = time.time()
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z"
+    logging.basicConfig(handlers=[_Deliver()], level=min(least, logging.WARNING), force=True)
+    return ServiceLog(logging.getLogger(_OURS))
 
 
 def _for_people(service: str, event: Mapping[str, Any]) -> str:
     """One line; a traceback stays in the file."""
-    rest = {k: v for k, v in event.items() if k not in {"event", "level", "exception", "error", "remedy", "logger"}}
+    rest = {k: v for k, v in event.items() if k not in {"event", "error", "remedy", "told"}}
     text = f"{service}: {event.get('event', '')}"
     if event.get("error"):
         text += f": {event['error']}"

@@ -56,10 +56,10 @@ def exists(log: Log) -> bool:
 _MODULES = {
     # The holder is forked first, and is the one that all others wait for: it gets no more than it needs at once.
     "holder": ["snapshot.holder", "snapshot.postgres"],
-    "capture": ["structlog", "capture.loop", "capture.postgres"],
-    "snapshot": ["structlog", "snapshot.loop", "snapshot.postgres"],
-    "apply": ["structlog", "apply.loop", "apply.postgres"],
-    "trimmer": ["structlog", "control.trimmer", "apply.postgres"],
+    "capture": ["capture.loop", "capture.postgres"],
+    "snapshot": ["snapshot.loop", "snapshot.postgres"],
+    "apply": ["apply.loop", "apply.postgres"],
+    "trimmer": ["control.trimmer", "apply.postgres"],
     "watch": ["control.watch", "apply.postgres"],
 }
 

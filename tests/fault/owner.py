@@ -6,16 +6,16 @@ A process, as real workers are: their drivers wait for the server without lettin
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from apply.loop import Apply
 from apply.target import find_target
+from control.logs import ServiceLog
 from control.service import StopSignal, serve, signals
 from control.wiring import opened_log
 from schemas.pipeline import load_pipeline
@@ -56,7 +56,7 @@ def main(file: str) -> int:
                     conflicts += loop.stats.conflicts
 
     with signals(stop):
-        code = serve(make, stop=stop, log=structlog.get_logger("owner"))
+        code = serve(make, stop=stop, log=ServiceLog(logging.getLogger("owner")))
     print(f"conflicts: {conflicts}")
     return code
 

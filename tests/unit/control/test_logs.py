@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from control import logs
 from control.logs import LogFile, Redactor, configure
@@ -22,7 +21,6 @@ def as_before() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -45,14 +43,17 @@ def test_each_line_is_an_object_and_only_trouble_is_shown_to_people(file: LogFil
     log = configure("capture", file=file, console=shown.append)
     log.info("sealed", offset=7)
     log.warning("will try again", error="gone", remedy="start it", seconds=2)
-    log.debug("detail")
-    logging.getLogger("some.library").warning("slow")
+    logging.getLogger("some.library").debug("detail")
+    logging.getLogger("some.library").warning("slow: %s", 7)
     log.error("stopped", error="bad", told=True)
     written = lines(path)
-    assert [line["event"] for line in written] == ["sealed", "will try again", "slow", "stopped"]
+    assert [line["event"] for line in written] == ["sealed", "will try again", "slow: 7", "stopped"]
     assert {line["service"] for line in written} == {"capture"}
     assert written[0]["offset"] == 7
-    assert shown == ["capture: will try again: gone (seconds 2) → start it", "capture: slow"]
+    assert [line["level"] for line in written] == ["info", "warning", "warning", "error"]
+    assert [line.get("logger") for line in written] == [None, None, "some.library", None]
+    assert "told" not in written[3]
+    assert shown == ["capture: will try again: gone (seconds 2) → start it", "capture: slow: 7"]
 
 
 def test_a_traceback_stays_in_the_file(file: LogFile, path: Path) -> None:
