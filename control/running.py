@@ -47,10 +47,6 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
         _service(pipeline, "holder", wiring.holder, messages.put, next(ports)),
         _service(pipeline, "capture", wiring.capture, messages.put, next(ports)),
     ]
-    if pipeline.mode is not Mode.CHANGES:
-        for n in range(_workers(pipeline.workers.snapshot)):
-            make = partial(_snapshot_worker, number=n)
-            services.append(_service(pipeline, f"snapshot-{n}", make, messages.put, next(ports), Vital.USEFUL))
     for target in pipeline.targets:
         for n in range(_workers(pipeline.workers.apply)):
             # Unless more are asked for, one alone follows the changes: then all tables are as of one moment.
@@ -58,6 +54,11 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             make = partial(_apply_worker, name=target.name, follows=follows)
             name = f"apply-{target.name}-{n}"
             services.append(_service(pipeline, name, make, messages.put, next(ports), Vital.USEFUL))
+    # After those that follow the changes: there is nothing to be read before the holder has set the source up.
+    if pipeline.mode is not Mode.CHANGES:
+        for n in range(_workers(pipeline.workers.snapshot)):
+            make = partial(_snapshot_worker, number=n)
+            services.append(_service(pipeline, f"snapshot-{n}", make, messages.put, next(ports), Vital.USEFUL))
     services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
     with only_one(pipeline.state):
 

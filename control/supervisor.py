@@ -151,8 +151,10 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------------- children
 
     def _start(self, child: _Child) -> None:
+        gc.disable()  # what is imported stays
         child.service.preload()
         gc.freeze()  # what is here now is shared by all children; a collection would touch, and so copy, each page
+        gc.enable()
         reader, writer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
