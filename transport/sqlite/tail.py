@@ -18,7 +18,8 @@ from transport.sqlite.checkpoint import Checkpointer
 from transport.sqlite.connection import connect, fetch, fetch_one, run, transaction
 from transport.sqlite.disk import inode_of, lengthen, segment_path
 
-_AHEAD_BYTES = 8 << 20  # of WAL that are there before they are written
+_AHEAD_BYTES = 8 << 20  # of WAL are there before they are written
+_AHEAD_PART = 1 << 20  # at a time: all of them would hold up the first commit by as much as a dozen do
 _PIECE_BYTES = 4 << 20  # a record larger than this is stored in pieces: SQLite copies each value it is given
 
 
@@ -44,6 +45,7 @@ class Tail:
         self._mine: dict[int, int] = {}
         self._connection: sqlite3.Connection | None = None
         self._number = self._inode = 0
+        self._there = self._room = 0  # bytes of WAL, and those of them that are not written yet
         self._path = Path()
         self._version = -1
         self._synced: bool | None = None  # whether commits are `full` now
@@ -132,6 +134,10 @@ class Tail:
                     run(connection, "update state set sealed = 1")
                 self._next()
                 continue
+            if self._there < self._ahead and self._room < _AHEAD_PART // 2:
+                # Nobody else writes there: the transaction has begun.
+                self._there, self._room = self._there + _AHEAD_PART, self._room + _AHEAD_PART
+                lengthen(Path(f"{self._path}-wal"), self._there)
             return connection
 
     def _next(self) -> None:
@@ -147,9 +153,7 @@ class Tail:
         run(connection, "pragma wal_autocheckpoint = 0")
         run(connection, "pragma cache_size = -24000")
         self._synced, self._version = None, -1
-        if self._ahead:
-            with transaction(connection):  # so that nobody writes there meanwhile
-                lengthen(Path(f"{self._path}-wal"), self._ahead)
+        self._there = self._room = 0
 
     @staticmethod
     def _bytes(connection: sqlite3.Connection) -> int:
@@ -172,6 +176,7 @@ class Tail:
         offset = self._end(connection, partition)
         block = partition << OFFSET_BITS | offset
         self._helper.wrote(len(data) + 8192)
+        self._room -= len(data) + 8192
         if number == 1 and len(data) > _PIECE_BYTES:
             view = memoryview(data)
             for piece, at in enumerate(range(0, len(view), _PIECE_BYTES)):
