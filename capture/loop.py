@@ -30,6 +30,7 @@ from schemas.errors import (
     OperatorError,
     OrderViolated,
     ReplicationError,
+    SourceUnavailable,
     Superseded,
 )
 from schemas.frontier import Claim, Frontier, Setup, TopicRange
@@ -164,6 +165,16 @@ class Capture:
     # -------------------------------------------------------------------------------------------------- starting
 
     def _claim(self) -> bool:
+        reader = self._source.occupied()
+        if reader:
+            # To claim would end the other one, which would come back and end this one, and so on.
+            self._frontiers.to_end()
+            raise SourceUnavailable(
+                f"another capture of this pipeline runs ({self._frontiers.holder or 'it is not in this log'}): the"
+                f" change stream is read by {reader}",
+                remedy="stop one of the two; if the other's machine is gone, the source notices that within a minute or"
+                " so (wal_sender_timeout)",
+            )
         claim = Claim(self._holder, self._micros())
         self.epoch = self._own = self._writer.put(self._topics.frontier, encode_control(claim))
         self._do = self._look
@@ -173,7 +184,7 @@ class Capture:
         """Find where the incarnations before this one got to."""
         last = self._frontiers.to_end()
         if self._frontiers.epoch != self.epoch:
-            raise Superseded(f"another capture claimed after {self.epoch}")
+            raise Superseded(f"another capture has claimed: {self._frontiers.holder}")
         self.position = self._setup.position
         if last is not None:
             self.position, self.max_xid = last.frontier.position, last.frontier.max_xid
@@ -188,7 +199,7 @@ class Capture:
             # Whoever has claimed since may have gone on, and confirmed: then nothing is wrong but that we are late.
             self._frontiers.to_end()
             if self._frontiers.epoch != self.epoch:
-                raise Superseded(f"another capture claimed after {self.epoch}") from error
+                raise Superseded(f"another capture has claimed: {self._frontiers.holder}") from error
             raise
         # What is durable but was not confirmed by those before us is confirmed with our first chance.
         self._do = self._write
@@ -282,11 +293,12 @@ class Capture:
         except LogRewound as error:
             # Our last valid frontier would be there: others have gone on, and the log was trimmed behind them.
             raise Superseded(f"what follows our record at {start - 1} is trimmed") from error
-        offsets = [record.offset for record in between]
-        if offsets != list(range(start, own)) or any(
-            record.value is None or isinstance(decode_control(record.value), Claim) for record in between
-        ):
-            raise Superseded(f"another capture has claimed between our records at {start - 1} and {own}")
+        entries = [decode_control(record.value) for record in between if record.value is not None]
+        claims = [entry for entry in entries if isinstance(entry, Claim)]
+        if claims:
+            raise Superseded(f"another capture has claimed: {claims[-1].holder}")
+        if len(entries) != own - start:
+            raise Superseded(f"records are missing between ours at {start - 1} and {own}")
 
     def _ours(self, ranges: dict[Partition, Range]) -> tuple[TopicRange, ...]:
         """Return the ranges with their schemas, once they are known to hold our records, all of them, and no others.

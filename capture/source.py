@@ -48,6 +48,13 @@ class Source(Protocol):
     the last position that the log holds.
     """
 
+    def occupied(self) -> str:
+        """Return, for people, who else reads the stream; empty if nobody does. Asked before anything else is.
+
+        Waits a few seconds for another reader to go. By the time `start` is called there may be another one all the
+        same. Raises as `start` does.
+        """
+
     def start(self, after: int, epoch: int) -> None:
         """Connect and make the changes flow that were committed after the position `after`.
 

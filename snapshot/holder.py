@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from codec.frames import pack
-from schemas.errors import ConfigInvalid, IntegrityError, SnapshotLost, TransientError
+from schemas.errors import LOAD_AGAIN, ConfigInvalid, IntegrityError, LogRewound, SnapshotLost, TransientError
 from schemas.frontier import Admitted, Claim, Setup, SnapshotTaken, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
@@ -146,6 +146,14 @@ class Holder:
         too, made before anything is prepared: a setup counts only if no other claim is between it and its own.
         """
         assert self._writer is not None
+        # In this order: whoever prepares the source with this log claims in it before.
+        if self._source.is_prepared() and not self._log.offsets(self._topics.control).end:
+            raise LogRewound(
+                f"the source is set up for a pipeline {self._pipeline.pipeline} already, but this log is new: that one"
+                " was begun with another log, and may be running",
+                remedy="go on with the log it was begun with (`state` and `log` in the pipeline file), or give this one"
+                f" another name (`pipeline`); if that log is gone: {LOAD_AGAIN}",
+            )
         there: list[TableId] = []
 
         def chooses(table: TableId) -> bool:

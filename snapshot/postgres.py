@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,6 +26,7 @@ from engines.postgres.replication import (
     emit_message,
     make_publications,
     publication_names,
+    slot_state,
     system_identity,
 )
 from engines.postgres.types import BUILT_IN, text_of
@@ -44,6 +46,21 @@ CHUNK_ROWS = 50_000
 
 LOCK_CLASS = 0x50454E53
 """The first key of the advisory lock that the holder of a pipeline has."""
+
+CLAIM = "select pg_try_advisory_lock(%(namespace)s::int4, %(key)s::int4)"
+
+CLAIMED = """
+select format('process %%s of the source (application %%s%%s)', l.pid,
+              coalesce(nullif(a.application_name, ''), '?'),
+              ', from ' || host(a.client_addr))
+  from pg_locks l
+  left join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'advisory' and l.granted
+   and l.classid::int8::int4 = %(namespace)s::int4 and l.objid::int8 = %(key)s::int8 & 4294967295
+"""
+
+PATIENT_SECONDS, TELL_SECONDS = 5.0, 60.0
+"""After so long of waiting for another holder people are told, and told again. One that died is soon missed."""
 
 KEEPALIVE = """
 set tcp_keepalives_idle = 20;
@@ -335,6 +352,7 @@ class PostgresSnapshotSource:
         self._url = url
         self._name = f"penstock_{pipeline}"
         self._connection: psycopg.Connection | None = None
+        self._tell_at = time.monotonic() + PATIENT_SECONDS
 
     def claim(self) -> bool:
         with translated("source", "becoming the holder"):
@@ -342,8 +360,20 @@ class PostgresSnapshotSource:
                 self._connection = connect(self._url, role="control", application="penstock holder")
                 _execute(self._connection, KEEPALIVE)
             key = zlib.crc32(self._name.encode()) - (1 << 31)
-            query = "select pg_try_advisory_lock(%(class)s::int4, %(key)s::int4)"
-            return bool(ask(self._connection, query, **{"class": LOCK_CLASS, "key": key})[0][0])
+            claimed = bool(ask(self._connection, CLAIM, namespace=LOCK_CLASS, key=key)[0][0])
+            if not claimed and time.monotonic() >= self._tell_at:
+                self._tell_at = time.monotonic() + TELL_SECONDS
+                for (other,) in ask(self._connection, CLAIMED, namespace=LOCK_CLASS, key=key):
+                    _log.warning(
+                        "another holder of this pipeline is at work, and is waited for: %s; if this one was begun with"
+                        " another state folder or log, stop one of the two",
+                        other,
+                    )
+            return claimed
+
+    def is_prepared(self) -> bool:
+        with translated("source", f"looking for slot {self._name}"):
+            return slot_state(self._claimed(), self._name) is not None
 
     def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
         with translated("source", "reading the catalogue"):

@@ -113,6 +113,9 @@ class SnapshotSource(Protocol):
     def claim(self) -> bool:
         """Become the pipeline's only holder, until `close` or the loss of the connection; False if another is."""
 
+    def is_prepared(self) -> bool:
+        """Whether the change stream of a pipeline of this name is there already, whoever has prepared it."""
+
     def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
         """Return the tables that are chosen, and what they rest on."""
 

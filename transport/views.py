@@ -51,6 +51,7 @@ class Frontiers:
         self._reader, self._topics, self._partition = reader, topics, topics.frontier
         self._from_beginning, self._begun = start is None, start is not None
         self.next, self.epoch = start or 0, epoch
+        self.holder = ""  # who made the last claim that this view has seen
         self.last: ValidFrontier | None = None
         self.trimmed: Trimmed | None = None  # what this view has passed over, because it is forgotten
 
@@ -69,7 +70,7 @@ class Frontiers:
             entry = decode_control(record.value)
             self.next = record.offset + 1
             if isinstance(entry, Claim):
-                self.epoch = record.offset
+                self.epoch, self.holder = record.offset, entry.holder
             elif entry.epoch == self.epoch:
                 self.last = ValidFrontier(record.offset, entry)
                 found.append(self.last)

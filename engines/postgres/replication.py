@@ -35,6 +35,7 @@ __all__ = [
     "make_publications",
     "publication_names",
     "publication_problems",
+    "slot_reader",
     "slot_state",
     "standby_status",
     "start_streaming",
@@ -76,6 +77,16 @@ select s.confirmed_flush_lsn::text, s.restart_lsn::text, s.active_pid, s.databas
  where s.slot_name = %(slot)s
 """
 """Columns that an older server lacks are taken from the row as JSON, where they are just missing."""
+
+
+READER = """
+select format('process %%s of the source (application %%s%%s)', s.active_pid,
+              coalesce(nullif(a.application_name, ''), '?'),
+              ', from ' || host(a.client_addr))
+  from pg_replication_slots s
+  left join pg_stat_activity a on a.pid = s.active_pid
+ where s.slot_name = %(slot)s and s.active_pid is not null
+"""
 
 
 class SlotCreated(NamedTuple):
@@ -228,6 +239,12 @@ def slot_state(conn: psycopg.Connection, slot: str) -> SlotState | None:
         invalidation_reason=reason,
         failover=failover,
     )
+
+
+def slot_reader(conn: psycopg.Connection, slot: str) -> str:
+    """Return who streams from a slot, for people; empty if nobody does."""
+    found = ask(conn, READER, slot=slot)
+    return str(found[0][0]) if found else ""
 
 
 def wal_insert_lsn(conn: psycopg.Connection) -> int:

@@ -12,13 +12,14 @@ from tests.fault.world import World
 
 
 def test_two_captures_run_at_once(world: World) -> None:
-    """Each claims the log and takes the slot whenever it can: what the other has not sealed does not exist."""
+    """One works, the other says who that is and waits; what a capture has not sealed does not exist for the next."""
     world.begin_traffic()
     run = world.start()
     other = world.start("capture")
     for one in (run, other):
         world.started(one)
     world.wait("live tables", world.all_live, run)
+    world.wait("a word of it", lambda: "another capture of this pipeline runs" in world.told(), run)
     for one in (other, run, other):
         world.more_commits(100)
         world.kill(one, "capture")

@@ -109,6 +109,10 @@ class SimulatedSource(Connection):
         self._max_xid = 0
         self._part = 0  # of the transaction at `_position`: changes that were handed over already
 
+    def occupied(self) -> str:
+        """As if it could never be told: so they get in each other's way as often as they can."""
+        return ""
+
     def start(self, after: int, epoch: int) -> None:
         self._session = self.connect(self._let_go)
         self.call("start the stream", lambda: self._take_slot(after))
@@ -285,6 +289,9 @@ class SimulatedSnapshotSource(Connection):
     def _unclaim(self) -> None:
         if self.database.claimed is self._session:
             self.database.claimed = None
+
+    def is_prepared(self) -> bool:
+        return self.database.confirmed is not None
 
     def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
         return self.call(

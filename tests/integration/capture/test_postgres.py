@@ -380,7 +380,9 @@ def test_a_heartbeat_makes_a_frontier_with_a_commit_time(world: World) -> None:
     assert world.captured() == []
 
 
-def test_a_newer_capture_takes_the_slot_over(world: World) -> None:
+def test_a_newer_capture_takes_the_slot_over(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As happens when both have looked before either of them streams."""
+    monkeypatch.setattr(PostgresSource, "occupied", lambda self: "")
     world.run("create table public.t (id int primary key)")
     world.prepare()
     old = world.capture()
@@ -403,8 +405,15 @@ def test_a_slot_that_another_reader_keeps_is_a_passing_error(world: World, monke
     old = world.capture()
     until(old, lambda: old.confirmed > 0)
     new = world.capture()
+    with pytest.raises(SourceUnavailable, match=r"read by process \d+ .*application penstock ") as caught:
+        new.step()
+    assert "stop one of the two" in caught.value.remedy
+    monkeypatch.setattr(PostgresSource, "occupied", lambda self: "")
+    last = world.capture()
     with pytest.raises(SourceUnavailable, match="in use"):
-        until(new, lambda: False)
+        until(last, lambda: False)
+    with pytest.raises(Superseded, match="claimed: "):
+        world.catch_up(old, world.here() + 1)
 
 
 def test_a_slot_that_was_dropped_says_so_at_the_start_and_while_streaming(world: World) -> None:
@@ -466,6 +475,7 @@ def test_a_publication_that_lacks_a_table_stops_capture(world: World) -> None:
     source._caretaker._next_check = 0.0
     with pytest.raises(PrerequisiteMissing, match=r"public\.u"):
         until(capture, lambda: False)
+    capture.close()
     with pytest.raises(PrerequisiteMissing, match=r"public\.u"):
         until(world.capture(), lambda: False)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import closing
 
 import psycopg
 import pytest
@@ -12,7 +14,7 @@ from schemas.frontier import Admitted
 from schemas.record import decode_control
 from snapshot import loop, postgres
 from snapshot.loop import SnapshotWorker
-from snapshot.postgres import PostgresReader
+from snapshot.postgres import PostgresReader, PostgresSnapshotSource
 from tests.integration.snapshot.conftest import World
 
 TYPES = """
@@ -49,6 +51,19 @@ insert into shop.types values
   null, null, null, '[2:3]={7,8}', '{{a,b},{c,d}}', '(,)', 1, '\\377', null, null, null, null, null);
 insert into shop.types (id, i, tx) select g, g, repeat('x', g % 50) from generate_series(10, 3000) g;
 """
+
+
+def test_a_holder_that_waits_for_another_says_for_whom(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (PostgresSnapshotSource(world.url, "shop") for _ in range(2))
+    with closing(first), closing(second):
+        assert first.claim()
+        assert not second.claim() and not caplog.messages
+        monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + postgres.PATIENT_SECONDS)
+        assert not second.claim() and not second.claim()
+        (told,) = caplog.messages
+        assert "another holder" in told and "application penstock holder" in told
 
 
 def test_values_of_every_type_are_loaded_as_the_source_writes_them(world: World) -> None:

@@ -39,6 +39,10 @@ class ScriptedSource:
         self.polled: list[float] = []
         self.closed = 0
         self.before_confirm: Callable[[int], None] = lambda position: None
+        self.other = ""
+
+    def occupied(self) -> str:
+        return self.other
 
     def start(self, after: int, epoch: int) -> None:
         self.started.append((after, epoch))
@@ -187,7 +191,7 @@ def test_a_claim_that_comes_between_ends_capture_without_confirming(
     assert source.confirmed == [110]
     run(make(ScriptedSource()))
     clock.time += 60
-    with pytest.raises(Superseded):
+    with pytest.raises(Superseded, match="claimed: t"):
         run(old)
     with pytest.raises(Superseded):
         old.step()
@@ -209,6 +213,18 @@ def test_a_zombie_s_late_frontier_does_not_end_the_capture_that_took_over(
     run(new)
     assert source.started == [(110, 2)]
     assert named(reader) == {A: ["x"], B: ["y"]}
+
+
+def test_who_finds_another_capture_at_work_says_so_and_leaves_it_alone(
+    make: Callable[..., Capture], reader: LogReader
+) -> None:
+    run(make(ScriptedSource([changes(110, a=["x"])])))
+    late = make(source := ScriptedSource())
+    source.other = "process 7"
+    with pytest.raises(SourceUnavailable, match=r"another capture of this pipeline runs \(t\): .* process 7") as caught:
+        late.step()
+    assert "stop one of the two" in caught.value.remedy
+    assert len(entries(reader)) == 2 and source.started == []
 
 
 def test_a_newer_claim_is_noticed_before_anything_is_read(make: Callable[..., Capture]) -> None:

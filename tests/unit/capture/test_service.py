@@ -56,6 +56,9 @@ class Idle:
         self.url, self.setup, self.tables = url, setup, tables
         self.started: list[int] = []
 
+    def occupied(self) -> str:
+        return ""
+
     def start(self, after: int, epoch: int) -> None:
         self.started.append(after)
 

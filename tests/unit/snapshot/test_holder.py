@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from schemas.errors import ConfigInvalid, SourceUnavailable, TransientError
+from schemas.errors import ConfigInvalid, LogRewound, SourceUnavailable, TransientError
 from schemas.frontier import Manifest, SnapshotTaken, Visibility
 from schemas.record import Op, encode_control, value_schema_id
 from schemas.table import Column, Objects
@@ -97,6 +97,19 @@ def test_who_stalls_before_writing_the_setup_does_not_replace_that_of_the_next_h
     assert world.setup() == second.setup
     assert second.setup.position == world.db.slot
     assert world.db.alive == {world.chunks().snapshots[number].name for number in second.held}
+
+
+def test_a_source_that_was_prepared_with_another_log_is_left_alone(world: World) -> None:
+    """Its slot is that of a pipeline that may be running with another state folder."""
+    world.db.slot = 1
+    with pytest.raises(LogRewound, match="begun with another log") as caught:
+        world.start()
+    assert "penstock drop" in caught.value.remedy
+    world.holder.close()
+    world.holder = world.new_holder()
+    with pytest.raises(LogRewound):
+        world.start()
+    assert world.db.slot == 1 and not world.db.slots_made
 
 
 @pytest.mark.parametrize("altered", ["another column", "dropped"])

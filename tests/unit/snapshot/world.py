@@ -114,6 +114,9 @@ class ScriptedSource:
             self._db.claimed = self
         return self._db.claimed is self
 
+    def is_prepared(self) -> bool:
+        return self._db.slot is not None
+
     def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
         self._db.called("catalogue")
         return Objects(schemas=("s",)), [t for t in self._db.tables.values() if chooses(t.id)]
