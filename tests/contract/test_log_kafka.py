@@ -1,11 +1,13 @@
 """The log in Kafka: what its settings and checks are for, tried on a real broker."""
 
+import json
 import os
 import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -16,6 +18,7 @@ from control.servers.kafka import KafkaServer
 from schemas.errors import GapDetected, IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
 from tests import servers
 from transport.kafka import KafkaLog
+from transport.kafka.cluster import Cluster
 from transport.kafka.reader import KafkaReader
 from transport.kafka.writer import KafkaWriter, Run
 from transport.log import WORK_PARTITIONS, Block, Partition, Range, Topic
@@ -73,6 +76,56 @@ def test_a_record_of_another_writer_between_two_ranges_is_found(
         writer.append(table(names), row())
         with pytest.raises(IntegrityError):
             writer.seal(names.frontier, lambda _: b"frontier")
+
+
+def test_a_step_is_one_request_a_partition_and_one_for_the_frontier(
+    kafka_broker: servers.Kafka, log: KafkaLog, names: Topics
+) -> None:
+    told: list[int] = []
+
+    def note(statistics: str) -> None:
+        told.append(sum(broker["req"].get("Produce", 0) for broker in json.loads(statistics)["brokers"].values()))
+
+    def settled(producer: Producer) -> int:
+        seen, until = len(told), time.monotonic() + PATIENCE
+        while len(told) < seen + 2 and time.monotonic() < until:  # what is told next may be from before
+            producer.poll(0.01)
+        return told[-1]
+
+    settings: dict[str, Any] = {"statistics.interval.ms": "20", "stats_cb": note}
+    watched = KafkaLog(kafka_broker.bootstrap, names.prefix[:-1], settings=settings, deadline_s=PATIENCE)
+    with watched.writer("changes") as writer:
+        assert isinstance(writer, KafkaWriter)
+        writer.put(names.frontier, b"claim")
+        before = settled(writer._producer)
+        for _ in range(20):
+            writer.append(table(names), row())
+            writer._producer.poll(0.001)
+        writer.seal(names.frontier, lambda _: b"frontier")
+        assert settled(writer._producer) == before + 2
+
+
+def test_who_follows_does_not_ask_the_broker_each_time_whether_there_is_more(
+    log: KafkaLog, names: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Partition] = []
+    end = Cluster.end
+
+    def note(cluster: Cluster, partition: Partition) -> int:
+        asked.append(partition)
+        return end(cluster, partition)
+
+    monkeypatch.setattr(Cluster, "end", note)
+    with log.writer("changes") as writer, log.reader() as reader:
+        reader.wait({names.frontier: 0}, 0.05)
+        for n in range(20):
+            offset = writer.put(names.frontier, b"%d" % n)
+            assert reader.wait({names.frontier: offset}, PATIENCE)
+            assert reader.records(names.frontier, offset, fresh=False)
+            assert not reader.records(names.frontier, offset + 1, fresh=False)
+        assert len(asked) < 5
+        assert not reader.records(names.frontier, offset + 1)
+        assert asked[-1] == names.frontier
 
 
 def test_each_of_the_four_checks_counts(log: KafkaLog, names: Topics) -> None:
@@ -369,6 +422,24 @@ def test_members_go_back_to_the_old_group_protocol_where_there_is_none(
     log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
     log.create_topics(names.fixed())
     assert share(log, lambda mine: len(mine) == WORK_PARTITIONS) == "classic"
+
+
+@pytest.mark.slow
+def test_a_member_that_is_refused_for_another_reason_says_so(
+    make_kafka: Callable[..., KafkaServer], names: Topics
+) -> None:
+    broker = make_kafka(settings={"group.consumer.max.size": "1"})
+    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
+    log.create_topics(names.fixed())
+    with log.membership("target") as first, log.membership("target") as second:
+        deadline = time.monotonic() + PATIENCE
+        while not first.poll():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        with pytest.raises(LogUnavailable, match="maximum size"):
+            while time.monotonic() < deadline:
+                first.poll(), second.poll()
+                time.sleep(0.02)
 
 
 def test_nothing_is_committed_for_a_group(log: KafkaLog, names: Topics, kafka_broker: servers.Kafka) -> None:

@@ -16,6 +16,10 @@ from transport.kafka.cluster import LARGE_BYTES, Cluster
 from transport.kafka.errors import Faults, failure, name_of
 from transport.log import Block, Partition, Range
 
+# A step's records go when it is flushed, in one request a partition: sent as they come, each few of them would be a
+# request that the broker may sync to its disk. Longer than a step takes; what fills a batch goes before.
+_STEP_MS = 100
+
 _Delivered = Callable[[KafkaError | None, Message], None]
 
 
@@ -135,7 +139,7 @@ class KafkaWriter:
                     acks="all",
                     message_timeout_ms=0,
                     enable_gapless_guarantee=True,
-                    linger_ms=5 if self._load else 0,
+                    linger_ms=5 if self._load else _STEP_MS,
                     batch_size=1_000_000,  # a batch too large for the topic is not split, all of it fails
                     message_max_bytes=largest,
                     queue_buffering_max_kbytes=queued_kb,
