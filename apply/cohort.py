@@ -92,7 +92,7 @@ class Cohort:
                 if end is not None and self._view.next >= end:
                     break
                 before = self._view.next
-                self._ahead.extend(self._view.poll())
+                self._ahead.extend(self._view.poll(fresh=False))
                 if self._view.next == before:
                     break
                 continue

@@ -588,7 +588,7 @@ class Apply:
             if now - self._looked_at < self._limits.share_every:
                 return False
             self._looked_at = now
-            if self._chunks.refresh():
+            if self._chunks.refresh(fresh=False):
                 self._moves_due = self._again_due = True
             self._find_chunks()
             if not self._todo:

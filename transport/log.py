@@ -92,11 +92,12 @@ class LogWriter(Protocol):
 class LogReader(Protocol):
     """Reads. Not shared between threads or processes."""
 
-    def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
+    def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
         """Return the records at and after `start` that are there now, at most `limit`, without waiting for more.
 
-        Meant for control topics that are read on and on. Raises `LogRewound` if `start` is beyond the end of the log,
-        or before its beginning.
+        Meant for control topics that are read on and on. Without `fresh` the answer may lack what has come in the last
+        seconds, which is cheaper: for whoever goes on to `wait`, because that tells of every record. Raises
+        `LogRewound` if `start` is beyond the end of the log, or before its beginning.
         """
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:

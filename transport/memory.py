@@ -222,7 +222,7 @@ class _MemoryReader:
     def __init__(self, log: MemoryLog) -> None:
         self._log = log
 
-    def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
+    def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
         with self._log._changed:
             sequence = self._log._sequence(partition)
             if not sequence.start <= start <= sequence.end:

@@ -61,11 +61,12 @@ class Frontiers:
         seen = self.last.frontier.position if self.last else 0
         return max(seen, self.trimmed.position) if self.trimmed else seen
 
-    def poll(self, limit: int = 1000) -> list[ValidFrontier]:
+    def poll(self, limit: int = 1000, *, fresh: bool = True) -> list[ValidFrontier]:
         """Return the next valid frontiers among at most `limit` records that are there; claims and the frontiers of
-        superseded captures are passed over. An empty answer with `next` unchanged means there is no more."""
+        superseded captures are passed over. An empty answer with `next` unchanged means there is no more, or without
+        `fresh` that none was a moment ago, see `LogReader.records`."""
         found = []
-        for record in self._records(limit):
+        for record in self._records(limit, fresh):
             assert record.value is not None
             entry = decode_control(record.value)
             self.next = record.offset + 1
@@ -84,13 +85,13 @@ class Frontiers:
             self.poll()
         return self.last
 
-    def _records(self, limit: int) -> list[Record]:
+    def _records(self, limit: int, fresh: bool) -> list[Record]:
         if not self._begun:
             self._begun = True
             self._pass_over()
         while True:
             try:
-                return self._reader.records(self._partition, self.next, limit)
+                return self._reader.records(self._partition, self.next, limit, fresh=fresh)
             except LogRewound:
                 # Trimmed since we looked where they begin, unless that is no reason.
                 if not self._from_beginning or not self._pass_over():
@@ -211,14 +212,14 @@ class Chunks:
         self._trimmed = 0
         self._freed: dict[Partition, int] = {}
 
-    def refresh(self) -> bool:
-        """Read on; return whether there was anything new.
+    def refresh(self, *, fresh: bool = True) -> bool:
+        """Read on; return whether there was anything new. Without `fresh` see `LogReader.records`.
 
         The first plan of a generation and the first manifest of a chunk count; a higher generation makes a table
         begin again, unless it is complete.
         """
         before = self.next
-        while records := self._reader.records(self._partition, self.next):
+        while records := self._reader.records(self._partition, self.next, fresh=fresh):
             for record in records:
                 self.next = record.offset + 1
                 assert record.value is not None

@@ -13,7 +13,7 @@ import pytest
 from codec.frames import count, pack, unpack
 from schemas.errors import GapDetected, IntegrityError, LogRewound
 from transport import open_log
-from transport.log import WORK_PARTITIONS, Block, Log, LogReader, Partition, Range, Topic
+from transport.log import WORK_PARTITIONS, Block, Log, LogReader, Partition, Range, Record, Topic
 from transport.memory import MemoryLog
 from transport.topics import Topics
 
@@ -344,6 +344,20 @@ def test_waiting_ends_when_a_record_comes(subject: Subject) -> None:
             assert time.monotonic() - began < PATIENCE / 2
     thread.join(PATIENCE)
     assert found == [b"%d" % n for n in range(20)]
+
+
+def test_waiting_tells_of_what_an_answer_may_lack_that_need_not_be_fresh(subject: Subject) -> None:
+    frontier = subject.names.frontier
+    with subject.open().writer("changes") as writer, subject.open().reader() as reader:
+        assert not reader.wait({frontier: 0}, 0.05)
+        for n in range(20):
+            offset = writer.put(frontier, b"%d" % n)
+            found: list[Record] = []
+            until = time.monotonic() + PATIENCE
+            while not found and time.monotonic() < until:
+                assert reader.wait({frontier: offset}, PATIENCE)
+                found = reader.records(frontier, offset, fresh=False)
+            assert [record.value for record in found] == [b"%d" % n]
 
 
 def test_waiting_for_what_is_there_does_not_wait(subject: Subject) -> None:

@@ -124,11 +124,17 @@ class _Writer:
 class _Reader:
     def __init__(self, reader: LogReader, call: Call) -> None:
         self._reader, self._call = reader, call
+        self._known: dict[Partition, int] = {}
 
-    def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
-        return self._call(
-            f"look at {partition.topic} from {start}", lambda: self._reader.records(partition, start, limit)
-        )
+    def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
+        def look() -> list[Record]:
+            found = self._reader.records(partition, start, limit)
+            known = self._known.get(partition, 0)
+            self._known[partition] = max(known, found[-1].offset + 1) if found else known
+            # Who does not ask for more than that learns late what there is.
+            return found if fresh else [record for record in found if record.offset < known]
+
+        return self._call(f"look at {partition.topic} from {start}", look)
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:
         """Nobody waits here: others take their turns when this one has returned."""

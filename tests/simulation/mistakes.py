@@ -49,9 +49,9 @@ def mistake(make: Callable[[], None]) -> Callable[[], None]:
 def epoch_not_checked() -> None:
     """Every frontier counts, whoever claimed before it."""
 
-    def poll(self: _Any, limit: int = 1000) -> list[ValidFrontier]:
+    def poll(self: _Any, limit: int = 1000, *, fresh: bool = True) -> list[ValidFrontier]:
         found = []
-        for record in self._records(limit):
+        for record in self._records(limit, fresh):
             entry = decode_control(record.value)
             self.next = record.offset + 1
             if isinstance(entry, Claim):

@@ -13,6 +13,7 @@ from transport.kafka.feed import UNUSED_S, Feed, Pair, Window
 from transport.log import Block, Partition, Range, Record
 
 _BLOCK_BYTES = 1 << 20
+_ASK_SECONDS = 5.0  # that nothing has come is believed so long: a request to a broker costs it a millisecond
 _AHEAD = 1000  # offsets that are passed over rather than assigned anew
 
 
@@ -26,8 +27,9 @@ class KafkaReader:
         self._group = f"{cluster.pipeline}.reader"
         self._front_feed: Feed | None = None
         self._data_feed: Feed | None = None
+        self._asked: dict[Partition, float] = {}  # when Kafka itself was last asked where a partition ends
 
-    def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
+    def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
         with self._cluster.translated(f"read {name_of(partition)}"):
             window = self._front.window(partition)
             if window is not None and window.low <= start <= window.at + _AHEAD:
@@ -37,7 +39,10 @@ class KafkaReader:
                 window = feed.place(partition, start)
             feed.check(partition, window)
             if not window.holds(start):
-                self._fetch(feed, window, partition, start)
+                if fresh or time.monotonic() >= self._asked.get(partition, 0.0) + _ASK_SECONDS:
+                    self._fetch(feed, window, partition, start)
+                else:
+                    feed.pump(0)
             feed.make_room(partition, start)
             return window.records(start, limit)
 
@@ -93,6 +98,7 @@ class KafkaReader:
     def _fetch(self, feed: Feed, window: Window, partition: Partition, start: int) -> None:
         """Nothing has come; ask whether there is anything, as an empty answer must be true."""
         end = self._cluster.end(partition)
+        self._asked[partition] = time.monotonic()
         if start > end:
             feed.release(partition)
             raise LogRewound(f"offset {start} is beyond the end {end} of {name_of(partition)}")

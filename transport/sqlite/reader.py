@@ -35,7 +35,7 @@ class SqliteReader:
         self._listener: Listener | None = None
         self._seen: Contents | None = None
 
-    def records(self, partition: Partition, start: int, limit: int = 1000) -> list[Record]:
+    def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
         with translated("read the log"):
             found: list[Record] = []
             for base, data in self._blocks(partition, start, 1 << OFFSET_BITS, min(limit, 64)):
