@@ -43,6 +43,9 @@ from transport.views import Frontiers, read_setup
 CONFIRM_SECONDS = 0.1
 """How long a durable position may wait until the source hears of it: seldom enough to cost the source nothing."""
 
+QUIET_SECONDS = 0.02
+"""The same when nothing has come since: then it costs as little, and who waits for the source to know is served."""
+
 EMPTY_SECONDS = 3.0
 """How seldom a frontier is written only because the source's history went on: an idle pipeline hardly writes."""
 
@@ -88,7 +91,7 @@ class Capture:
         self._schemas: dict[Partition, set[int]] = {}
         self._ends: dict[Partition, int] = {}  # where our latest range of each partition ended
         self._last_empty = -float("inf")
-        self._last_confirm = -float("inf")
+        self._last_confirm = self._last_seal = -float("inf")
         self._failed = False
         self._closed = False
 
@@ -271,7 +274,7 @@ class Capture:
         self._appended.clear()
         self._schemas.clear()
         self._later = None
-        self.position, self.captured_at = position, captured_at
+        self.position, self.captured_at, self._last_seal = position, captured_at, self._clock()
         if step.commit_time:
             self.commit_time = step.commit_time
             self.lag = max(0.0, (captured_at - step.commit_time) / 1_000_000)
@@ -325,7 +328,8 @@ class Capture:
     def _until_confirm(self) -> float:
         if self.position <= self.confirmed:
             return float("inf")
-        return self._last_confirm + self._confirm_seconds - self._clock()
+        due = min(self._last_confirm + self._confirm_seconds, self._last_seal + QUIET_SECONDS)
+        return due - self._clock()
 
     def _until_empty(self) -> float:
         if self._later is None:
