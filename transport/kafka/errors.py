@@ -32,6 +32,10 @@ MOVING = frozenset(
 )
 
 
+# What a broker without the consumer group protocol of KIP-848 answers, and what the client says of one that is older.
+NO_SUCH_PROTOCOL = frozenset({KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE})
+
+
 class Faults:
     """The last thing that librdkafka complained about in the background, for the message of our own error."""
 
@@ -45,7 +49,7 @@ def failure(error: object, what: str, faults: Faults | None = None) -> Replicati
     """Return our error for one of librdkafka's."""
     if not isinstance(error, KafkaError):
         return LogUnavailable(f"{what}: {error}")
-    code, text = error.code(), f"{what}: {error.str()}"
+    code, text = meaning(error), f"{what}: {error.str()}"
     if code in DENIED:
         return PermissionMissing(
             text, remedy="grant the Kafka user of this pipeline access to topics and groups of its name"
@@ -55,6 +59,17 @@ def failure(error: object, what: str, faults: Faults | None = None) -> Replicati
     if code in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_MSG_SIZE, KafkaError.RECORD_LIST_TOO_LARGE):
         return ValueUnsupported(text, remedy="raise the topic's max.message.bytes")
     return LogUnavailable(text + (f" ({faults.last})" if faults and faults.last else ""))
+
+
+def meaning(error: KafkaError) -> int:
+    """Return an error's code; of one that the client calls fatal, what it stands for, as far as that matters here.
+
+    A consumer tells that in the text alone, which begins with the other code's own.
+    """
+    if error.code() != KafkaError._FATAL:
+        return int(error.code())
+    told = (code for code in NO_SUCH_PROTOCOL | DENIED if f"Fatal error: {KafkaError(code).str()}:" in error.str())
+    return next(told, KafkaError._FATAL)
 
 
 def code_of(error: KafkaException) -> int:

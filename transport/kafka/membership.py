@@ -7,12 +7,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from transport.kafka.cluster import Cluster
-from transport.kafka.errors import ABSENT, DENIED, Faults, failure
-
-_NO_SUCH_PROTOCOL = frozenset(
-    # The client calls a broker without it a fatal error, and says no more than that in the code.
-    {KafkaError._FATAL, KafkaError._UNSUPPORTED_FEATURE, KafkaError.UNSUPPORTED_VERSION}
-)
+from transport.kafka.errors import ABSENT, DENIED, NO_SUCH_PROTOCOL, Faults, failure, meaning
 
 # Heartbeats go on by themselves. Whoever works on a block for longer than this is taken for dead, which costs a stall,
 # never rows: what counts is the compare-and-set in the target.
@@ -33,10 +28,11 @@ class KafkaMembership:
         error = message.error() if message is not None else None
         if error is None:
             return frozenset(self._mine)
-        if error.code() in _NO_SUCH_PROTOCOL and self._protocol == "consumer":
+        code = meaning(error)
+        if code in NO_SUCH_PROTOCOL and self._protocol == "consumer":
             self.close()
             self._consumer = self._join("classic")
-        elif error.code() in DENIED or error.code() in ABSENT or error.fatal():
+        elif code in DENIED | ABSENT | NO_SUCH_PROTOCOL or code == KafkaError._FATAL:
             raise failure(error, f"cannot work in group {self._group}", self._faults)
         return frozenset(self._mine)
 
