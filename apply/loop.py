@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -43,6 +43,8 @@ from schemas.table import Objects, TableId
 from transport.log import Log, LogReader, Membership, Partition, Range
 from transport.topics import Topics
 from transport.views import Chunks, Registered, TableChunks, Tables, read_setup, read_trimmed
+
+_IMPATIENT = 0.001  # seconds until it is asked again what has been built; doubled as long as nothing has
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,9 @@ class Apply:
         self._cohorts: list[Cohort] = []
         self._loaded: dict[tuple[TableId, int], set[int]] = {}  # by table and generation
         self._loaded_until = -1e9  # when they may be asked for again
-        self._to_move: deque[TableId] = deque()
+        self._to_move: dict[TableId, None] = {}  # in this order
+        self._building: set[TableId] = set()  # the target has something to make for them
+        self._patience = _IMPATIENT
         self._todo: list[tuple[TableId, int, int]] = []
         self._counted: dict[TableId, int] = defaultdict(int)
         self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._moved_at = -1e9
@@ -192,7 +196,8 @@ class Apply:
         if self._cohorts:
             ends[self._topics.frontier] = self._cohorts[-1].next
         if self._unsettled:
-            timeout = min(timeout, self._limits.share_every)
+            timeout = min(timeout, self._patience if self._building else self._limits.share_every)
+            self._patience = min(2 * self._patience, self._limits.share_every)
         elif self._is_behind_with_notes():
             timeout = min(timeout, max(0.0, self._noted_at + self._limits.note_every - self._clock()))
         self._reader.wait(ends, timeout)
@@ -277,6 +282,7 @@ class Apply:
         self._read_loaded()
         self._todo.clear()
         self._to_move.clear()
+        self._building.clear()
         self._looked_at = -1e9
         self._cohorts.clear()
         self._moves_due = self._again_due = True
@@ -655,7 +661,7 @@ class Apply:
         if rows >= 0:
             self.stats.chunks_loaded += 1
             self.stats.rows_loaded += rows
-        self._to_move.append(progress.table)
+        self._to_move[progress.table] = None
 
     def _batches(self, partition: Partition, span: Range) -> Iterable[bytes]:
         assert self._reader is not None
@@ -684,11 +690,15 @@ class Apply:
             if self._refresh():
                 return True
             self._moves_due = True
+        if self._building and (built := self._target.built()):
+            self._building.difference_update(built)
+            self._to_move |= dict.fromkeys(built)
+            self._patience = _IMPATIENT
         if not self._to_move and (self._moves_due or (self._unsettled and now - self._moved_at >= limits.share_every)):
             self._moves_due, self._moved_at = False, now
             # A table that has failed has to move only when it is to be loaded again.
             again = self._chunks.tables.keys() & self._failed if self._again_due else set()
-            self._to_move.extend(sorted(self._unsettled | again))
+            self._to_move = dict.fromkeys(sorted(self._unsettled | again))
             self._again_due = False
         return bool(self._to_move) and self._move_some()
 
@@ -698,7 +708,9 @@ class Apply:
         moved: list[TableId] = []
         until = self._clock() + self._limits.move_seconds
         while self._to_move and self._clock() <= until:
-            progress = self._known[self._to_move.popleft()]
+            table = next(iter(self._to_move))
+            del self._to_move[table]
+            progress = self._known[table]
             if not self._is_mine(progress):
                 continue
             try:
@@ -713,7 +725,7 @@ class Apply:
         if moves:
             self._write(Batch(tables=moves))
             self._take_places([move.progress for move in moves])
-        self._to_move.extend(moved)
+        self._to_move |= dict.fromkeys(moved)
         return bool(moved or self._to_move)
 
     def _take_places(self, tables: list[TableProgress]) -> None:
@@ -828,6 +840,7 @@ class Apply:
         """Once its indexes are there, a table begins to catch up where its snapshot ends."""
         assert self._setup is not None and self._reader is not None
         if not self._target.finish(self._target_version(progress), progress):
+            self._building.add(progress.table)
             return False
         # Without a snapshot all that was ever captured is to be applied.
         xmin = self._chunks.snapshots[progress.snapshot].xmin if progress.snapshot >= 0 else 0
@@ -847,6 +860,7 @@ class Apply:
         assert self._setup is not None
         try:
             if not self._target.tie(self._target_version(progress), progress, last=self._setup.mode == Mode.LOAD):
+                self._building.add(progress.table)
                 return False
         except TableRefused as refused:
             # The rows are what the source's are: a key that does not hold is told, but stops nothing.

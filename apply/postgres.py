@@ -440,6 +440,10 @@ class PostgresTarget:
             if column.sequence is not None and column.source_type in whole
         ]
 
+    def built(self) -> list[TableId]:
+        with translated("target", "making indexes and keys"):
+            return [table for _, table in self._builder.poll()]
+
     def _build(self, what: str, table: TableId, statements: list[str]) -> bool:
         try:
             return self._builder.go_on((what, table), statements)

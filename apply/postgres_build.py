@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -12,15 +12,20 @@ from psycopg.errors import error_from_result
 
 from engines.postgres.connect import connect
 from engines.postgres.errors import translated
+from schemas.table import TableId
 
 THERE_ALREADY = frozenset({"42P07", "42710"})
 """SQLSTATEs of what exists: made before a crash, or by the worker that had the table before."""
+
+Name = tuple[str, TableId]
+"""What is made, and for which table."""
 
 
 @dataclass(slots=True)
 class _Job:
     waiting: deque[str]
-    connection: psycopg.Connection | None = None
+    ended: bool = False
+    error: psycopg.Error | None = None
 
 
 class Builder:
@@ -28,11 +33,13 @@ class Builder:
 
     def __init__(self, url: str, application: str, at_once: int) -> None:
         self._url, self._application, self._at_once = url, application, at_once
-        self._jobs: dict[Hashable, _Job] = {}
+        self._jobs: dict[Name, _Job] = {}
+        self._waiting: deque[Name] = deque()
+        self._running: dict[Name, psycopg.Connection] = {}
         self._idle: list[psycopg.Connection] = []
 
-    def go_on(self, name: Hashable, statements: Sequence[str]) -> bool:
-        """Begin the list `name`, or look how far it is; True, once, when it is done.
+    def go_on(self, name: Name, statements: Sequence[str]) -> bool:
+        """Begin the list `name`, or say whether it has ended; True, once, when all of it is done.
 
         What a statement is to make may be there already. Any other error ends the list and is raised as the driver's.
         """
@@ -40,62 +47,73 @@ class Builder:
         if job is None:
             if not statements:
                 return True
-            job = self._jobs[name] = _Job(deque(statements))
+            self._jobs[name] = _Job(deque(statements))
+            self._waiting.append(name)
+            self._begin()
+            return False
+        if not job.ended:
+            return False
+        del self._jobs[name]
+        if job.error is not None:
+            raise job.error
+        return True
+
+    def poll(self) -> list[Name]:
+        """Look how far everything is, begin what waits, and return the lists that have ended meanwhile."""
+        ended = [name for name, connection in list(self._running.items()) if self._look(name, connection)]
+        self._begin()
+        return ended
+
+    def _look(self, name: Name, connection: psycopg.Connection) -> bool:
+        """Go on with one list; return whether it has ended, by an error too."""
+        job, pgconn = self._jobs[name], connection.pgconn
         try:
-            done = self._look(job)
-        except BaseException:
-            del self._jobs[name]
-            if job.connection is not None:
-                job.connection.close()
-            raise
-        if done:
-            del self._jobs[name]
-        return done
+            while True:
+                pgconn.consume_input()
+                if pgconn.is_busy():
+                    return False
+                result = pgconn.get_result()
+                if result is not None:
+                    if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
+                        error = error_from_result(result, encoding="utf-8")
+                        if error.sqlstate not in THERE_ALREADY:
+                            raise error
+                    continue
+                if not job.waiting:
+                    break
+                _send(connection, job)
+        except psycopg.Error as error:
+            job.error = error
+        job.ended = True
+        del self._running[name]
+        if job.error is None:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return True
 
-    def _look(self, job: _Job) -> bool:
-        if job.connection is None:
-            running = sum(other.connection is not None for other in self._jobs.values())
-            if running >= self._at_once:
-                return False
-            job.connection = self._take()
-            self._send(job)
-        pgconn = job.connection.pgconn
-        while True:
-            pgconn.consume_input()
-            if pgconn.is_busy():
-                return False
-            result = pgconn.get_result()
-            if result is not None:
-                if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
-                    error = error_from_result(result, encoding="utf-8")
-                    if error.sqlstate not in THERE_ALREADY:
-                        raise error
-                continue
-            if not job.waiting:
-                self._idle.append(job.connection)
-                job.connection = None
-                return True
-            self._send(job)
+    def _begin(self) -> None:
+        while self._waiting and len(self._running) < self._at_once:
+            connection = self._idle.pop() if self._idle else self._connect()
+            name = self._waiting.popleft()
+            self._running[name] = connection
+            _send(connection, self._jobs[name])
 
-    def _take(self) -> psycopg.Connection:
-        if self._idle:
-            return self._idle.pop()
+    def _connect(self) -> psycopg.Connection:
         with translated("target", "connecting"):
             return connect(self._url, role="writer", application=self._application)
 
-    def _send(self, job: _Job) -> None:
-        assert job.connection is not None
-        pgconn = job.connection.pgconn
-        pgconn.send_query(job.waiting.popleft().encode())
-        pgconn.flush()
-
     def close(self) -> None:
         """End everything that runs; what is not finished leaves nothing behind."""
-        for job in self._jobs.values():
-            if job.connection is not None:
-                job.connection.cancel_safe(timeout=1.0)
-                job.connection.close()
+        for connection in self._running.values():
+            connection.cancel_safe(timeout=1.0)
+            connection.close()
         for connection in self._idle:
             connection.close()
-        self._jobs.clear()
-        self._idle.clear()
+        for collected in (self._jobs, self._waiting, self._running, self._idle):
+            collected.clear()
+
+
+def _send(connection: psycopg.Connection, job: _Job) -> None:
+    connection.pgconn.send_query(job.waiting.popleft().encode())
+    connection.pgconn.flush()

@@ -6,7 +6,7 @@ remember is in the target; the loop reads it when it starts, and after every `Wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -171,6 +171,9 @@ class Target(Protocol):
     def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
         """Go on with the table's foreign keys and the values of its sequences, in the same way; `last` says that no
         changes follow. Raises `TableRefused` if a key does not hold."""
+
+    def built(self) -> Collection[TableId]:
+        """Return the tables for which `finish` or `tie`, having said False, is done since this was asked last."""
 
     def net(self, version: Registered, expected: int) -> Net:
         """Return an empty fold in the form that suits the table and about so many changes."""

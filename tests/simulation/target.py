@@ -254,6 +254,9 @@ class SimulatedTarget:
     def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
         return self._call(f"tie {table.table}", lambda: True)
 
+    def built(self) -> list[TableId]:
+        return []
+
     def net(self, version: Registered, expected: int) -> Net:
         return Net(version.layout, binary=False)
 
