@@ -136,8 +136,9 @@ class Apply:
         self._patience = _IMPATIENT
         self._todo: list[tuple[TableId, int, int]] = []
         self._counted: dict[TableId, int] = defaultdict(int)
-        self._noted_at = self._looked_at = self._shared_at = self._refreshed_at = self._moved_at = -1e9
-        self._moves_due = self._again_due = True
+        self._noted_at = self._looked_at = self._shared_at = self._moved_at = -1e9
+        self._refreshed_at = self._refresh_from = -1e9
+        self._moves_due = self._again_due = self._chunks_due = True
         self._well = True  # whether no step was broken off
 
     # ------------------------------------------------------------------------------------------------ outside
@@ -279,6 +280,7 @@ class Apply:
         # What another worker has brought a table to may rest on snapshots that were not there when we looked last.
         self._chunks.refresh()
         self._refreshed_at = self._clock()
+        self._refresh_from = self._refreshed_at + self._limits.look_every
         self._read_loaded()
         self._todo.clear()
         self._to_move.clear()
@@ -312,7 +314,10 @@ class Apply:
     def _learn(self, progress: TableProgress) -> None:
         """Note what a table's state is, and whether there is anything to do about it."""
         table = progress.table
+        before = self._known.get(table)
         self._known[table] = progress
+        if before is None or (before.state, before.generation) != (progress.state, progress.generation):
+            self._chunks_due = True
         failed = progress.state is TableState.FAILED
         settled = failed or (progress.state is TableState.LIVE and progress.tied)
         for tables, belongs in (
@@ -595,8 +600,9 @@ class Apply:
                 return False
             self._looked_at = now
             if self._chunks.refresh(fresh=False):
-                self._moves_due = self._again_due = True
-            self._find_chunks()
+                self._moves_due = self._again_due = self._chunks_due = True
+            if self._chunks_due:
+                self._chunks_due = self._find_chunks()
             if not self._todo:
                 return False
         table, generation, number = self._todo.pop()
@@ -606,8 +612,9 @@ class Apply:
         self._load(progress, number)
         return True
 
-    def _find_chunks(self) -> None:
-        """Note the chunks that are final, of this worker's share, and not loaded yet."""
+    def _find_chunks(self) -> bool:
+        """Note the chunks that are final, of this worker's share, and not loaded yet; return whether there may be more
+        once it is known what others did."""
         late = False
         for table, chunks in self._chunks.tables.items():
             progress = self._known.get(table)
@@ -625,6 +632,7 @@ class Apply:
             ]
         if late:
             self._refresh()
+        return late
 
     def _loaded_of(self, progress: TableProgress) -> set[int]:
         return self._loaded.setdefault((progress.table, progress.generation), set())
@@ -686,7 +694,7 @@ class Apply:
         # Though all is settled, the target may have been restored to an earlier state meanwhile; and somebody may have
         # let a failed table go on.
         often = limits.failed_every if self._failed else limits.settled_every
-        if now - self._refreshed_at >= (limits.look_every if self._unsettled_anywhere else often):
+        if now >= self._refresh_from and (self._unsettled_anywhere or now - self._refreshed_at >= often):
             if self._refresh():
                 return True
             self._moves_due = True
@@ -749,12 +757,15 @@ class Apply:
         self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
 
     def _refresh(self) -> bool:
-        """Look at what others did to the tables' states; return whether this worker had to begin anew."""
+        """Look at what others did to the tables' states, not again before ten times as long as that took; return
+        whether this worker had to begin anew."""
         now = self._clock()
-        if now - self._refreshed_at < self._limits.look_every:
+        if now < self._refresh_from:
             return False
-        self._refreshed_at = now
-        for table, progress in self._target.tables().items():
+        tables = self._target.tables()
+        self._refreshed_at = self._clock()
+        self._refresh_from = self._refreshed_at + max(self._limits.look_every, 10 * (self._refreshed_at - now))
+        for table, progress in tables.items():
             before = self._known.get(table)
             if before is not None and self._is_mine(progress):
                 if (before.state, before.generation) != (progress.state, progress.generation):
