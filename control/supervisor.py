@@ -30,6 +30,8 @@ _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 15.0
 """After that a service that was asked to stop is killed: everything is made so that this loses nothing."""
 
+_OBJECTS_BETWEEN_COLLECTIONS = 10_000
+
 _CRASHES_IN_A_ROW = 8
 """A run that is to end by itself does not go on for ever with a service that never lives for long."""
 
@@ -253,6 +255,8 @@ def _become(service: Service, supervisor: int, report: int, foreign: list[int]) 
                 os._exit(Exit.CRASHED)
         for pipe in foreign:
             os.close(pipe)
+        # What a service makes stays, as the tables it knows, or ends by itself: it is seldom worth looking for garbage.
+        gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         stop = current_stop()

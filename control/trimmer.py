@@ -238,8 +238,7 @@ class Trimmer:
         self._last, self._until, self._asked = None, 0, False
         self._ends, self._count, self._records = {}, 0, 0
         self._loads_at, self._loads_until = -1, {}
-        tables = Tables(self._reader, self._topics)
-        self._chosen = rules.chosen(setup, tables)
+        self._chosen = []
         self._chunks = Chunks(self._reader, self._topics)
         start = self._log.offsets(self._topics.frontier).start
         told = list(trims(self._reader, self._topics))
@@ -260,11 +259,13 @@ class Trimmer:
 
     def _look(self) -> None:
         """Ask the targets how far they are."""
-        assert self._setup is not None
+        assert self._setup is not None and self._reader is not None
         full = self._full()
         limits = self._limits
         self._look_at = self._clock() + (limits.look_full_every if full >= limits.full_from else limits.look_every)
         try:
+            # Not when others begin: to read thousands of tables takes a while.
+            self._chosen = self._chosen or rules.chosen(self._setup, Tables(self._reader, self._topics))
             answers = [self._ask(view) for view in self._views]
             self._chunks.refresh()
             if not self._knows_all_targets():
