@@ -29,6 +29,7 @@ from apply.target import (
 from codec.frames import unpack
 from schemas.errors import (
     LOAD_AGAIN,
+    LOAD_TABLE_AGAIN,
     GapDetected,
     LogRewound,
     ReplicationError,
@@ -36,7 +37,7 @@ from schemas.errors import (
     SchemaUnsupported,
     WriteConflict,
 )
-from schemas.frontier import HEAL, Setup
+from schemas.frontier import HEAL, Manifest, Setup
 from schemas.pipeline import Mode, matches
 from schemas.states import TableState
 from schemas.table import Objects, TableId
@@ -303,7 +304,11 @@ class Apply:
                 )
             self._cohort_at(_place(progress)).groups.add(group)
         for table in self._mine():
-            if table.state is TableState.CATCHING_UP:
+            if table.state is not TableState.CATCHING_UP:
+                continue
+            if table.progress.offset < start:
+                self._fail(table.table, _forgotten())
+            else:
                 self._cohort_at(table.progress).tables.add(table.table)
         self._show()
 
@@ -659,9 +664,7 @@ class Apply:
                         remedy=LOAD_AGAIN,
                     ),
                 )
-            span = Range(manifest.start, manifest.end)
-            partition = Partition(manifest.topic, manifest.partition)
-            rows = self._target.load(version, progress, number, manifest.rows, lambda: self._batches(partition, span))
+            rows = self._target.load(version, progress, number, manifest.rows, lambda: self._rows_of(manifest))
         except TableRefused as refused:
             self._fail(progress.table, refused.cause)
             return
@@ -670,6 +673,15 @@ class Apply:
             self.stats.chunks_loaded += 1
             self.stats.rows_loaded += rows
         self._to_move[progress.table] = None
+
+    def _rows_of(self, manifest: Manifest) -> Iterator[bytes]:
+        partition, span = Partition(manifest.topic, manifest.partition), Range(manifest.start, manifest.end)
+        try:
+            yield from self._batches(partition, span)
+        except LogRewound as error:
+            if self._log.offsets(partition).start <= span.start:
+                raise
+            raise TableRefused(TableId(manifest.table_schema, manifest.table_name), _forgotten()) from error
 
     def _batches(self, partition: Partition, span: Range) -> Iterable[bytes]:
         assert self._reader is not None
@@ -883,6 +895,11 @@ class Apply:
 def _is_loading(progress: TableProgress) -> bool:
     """Whether a table takes another generation. One that is past its load has all of a generation that was complete."""
     return TableState.LOADING in {progress.state, progress.failed_in}
+
+
+def _forgotten() -> LogRewound:
+    """Say why a table that had failed, and was told to go on, can't."""
+    return LogRewound("what it needs was forgotten when the log was full, as it had failed", remedy=LOAD_TABLE_AGAIN)
 
 
 def _place(progress: Progress) -> Progress:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from apply.target import MakeTarget, Progress, TableProgress, find_target
 from control.status import TargetView
 from control.wiring import exists
-from schemas.errors import LogRewound
+from schemas.errors import LOAD_TABLE_AGAIN, LogRewound
 from schemas.frontier import Freed, Plan, Setup, Trimmed
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
@@ -48,7 +48,7 @@ class Limits:
     most_records: int = 1_000_000  # in a log that does not know how much room it takes, or has no limit
     look_every: float = 5.0
     look_full_every: float = 0.5
-    sweep_from: float = 0.75  # the share from which on a load loses what no manifest names
+    sweep_from: float = 0.75  # the share from which on failed tables, and what no manifest names, hold nothing
     still: float = 60.0  # after so many seconds in which nobody wrote behind it
 
 
@@ -70,7 +70,8 @@ class Held(Exception):
 def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Chunks, mode: Mode) -> int:
     """Return the offset in `p.frontier` before which nothing is needed by any target. Raises `Held`.
 
-    A table that is not live yet may need everything. One that has failed may be told to go on from where it stopped.
+    A table that is not live yet may need everything. One that has failed may be told to go on from where it stopped,
+    as long as there is room for that.
     """
     if mode is not Mode.CHANGES:
         for table in chosen:
@@ -174,6 +175,7 @@ class Trimmer:
         self._loads_until: dict[Partition, int] = {}  # how far they were trimmed before all tables were live
         self._written: dict[Partition, tuple[int, float]] = {}  # where each ended, and when that was first seen
         self._sweep_at = 0.0
+        self._let_go: set[tuple[str, TableId]] = set()  # failed tables for which people were told nothing is kept
         self._said: Trimmed | None = None  # the farthest that was announced
         self._said_until = 0  # the offset behind the last announcement
         self._unchecked = False  # whether it was not looked yet for whom that was news
@@ -267,6 +269,8 @@ class Trimmer:
             # Not when others begin: to read thousands of tables takes a while.
             self._chosen = self._chosen or rules.chosen(self._setup, Tables(self._reader, self._topics))
             answers = [self._ask(view) for view in self._views]
+            if full >= limits.sweep_from:
+                answers = [self._without_failed(answer, full) for answer in answers]
             self._chunks.refresh()
             if not self._knows_all_targets():
                 raise Held("other targets are loaded than those that are known here")
@@ -279,6 +283,21 @@ class Trimmer:
             if full >= WARN_FROM and self._clock() >= self._warn_at:
                 self._warn_at = self._clock() + WARN_SECONDS
                 _log.warning("the log is %.0f %% full and can't be trimmed: %s", full * 100, held)
+
+    def _without_failed(self, answer: Answer, full: float) -> Answer:
+        """Leave out the tables that have failed: all others would come to a stop for them when the log is full."""
+        tables = {table: held for table, held in answer.tables.items() if held.state is not TableState.FAILED}
+        for table in answer.tables.keys() - tables.keys():
+            if (answer.name, table) not in self._let_go:
+                self._let_go.add((answer.name, table))
+                _log.error(
+                    "the log is %.0f %% full: it no longer keeps what %s on target %s needs, which has failed; %s",
+                    full * 100,
+                    table,
+                    answer.name,
+                    LOAD_TABLE_AGAIN,
+                )
+        return replace(answer, tables=tables)
 
     def _knows_all_targets(self) -> bool:
         admitted = self._chunks.admitted

@@ -32,6 +32,9 @@ from __future__ import annotations
 LOAD_AGAIN = "`penstock drop` the pipeline, and run it again with prepare: drop-and-create"
 """The remedy, or its last part, where what is at a target can't be brought up to date any more."""
 
+LOAD_TABLE_AGAIN = "when the cause is mended, load the table by a pipeline of its own, with prepare: drop-and-create"
+"""The same for one table of many."""
+
 
 class ReplicationError(Exception):
     """Base of every error that Penstock raises on purpose.

@@ -421,6 +421,27 @@ def test_what_a_target_may_still_load_stays(full: World, changed: dict[str, Any]
     assert full.start(full.source.topics.load(A)) == start
 
 
+def test_when_the_log_is_almost_full_a_table_that_failed_while_it_was_loaded_holds_nothing(
+    full: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    view = Chunks(full.source.reader, full.source.topics)
+    view.refresh()
+    full.source.chunk("a", 3, [("3", "x")], *view.snapshots)
+    full.targets["t0"].live(full.commit("a", 5)[-1] + 1, A)
+    failing = full.targets["t1"]
+    failing.loads({0})
+    failing.known = {A: replace(failing.known[A], state=TableState.FAILED, failed_in="loading")}
+    failing.reached = full.targets["t0"].reached
+    full.run(full.trimmer())
+    load, frontiers = full.source.topics.load(A), full.source.topics.frontier
+    assert full.start(load) == 1 and full.start(frontiers) == 0
+    full.run(almost_full(full, monkeypatch), 100)
+    assert full.log.offsets(load) == Range(4, 4)
+    assert full.start(frontiers) == full.log.offsets(frontiers).end - 1
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "public.a on target t1" in told.message and "pipeline of its own" in told.message
+
+
 def test_healing_stays_until_all_have_it(full: World) -> None:
     load = full.source.topics.load(A)
     full.source.chunk("a", 3, [("3", "x")], 0)
