@@ -59,7 +59,7 @@ _MODULES = {
     "capture": ["capture.loop", "capture.postgres"],
     "snapshot": ["snapshot.loop", "snapshot.postgres"],
     "apply": ["apply.loop", "apply.postgres"],
-    "trimmer": ["control.trimmer", "apply.postgres"],
+    "trimmer": ["control.trimmer"],
     "watch": ["control.watch", "apply.postgres"],
 }
 
