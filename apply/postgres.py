@@ -156,7 +156,7 @@ class PostgresTarget:
 
     def resume(self, table: TableId) -> bool:
         with translated("target", "resuming a table"):
-            return self._session.connection.execute(state.RESUME, [self._pipeline, *table]).rowcount == 1
+            return self._session.connection.execute(state.RESUME_ONE.encode(), [self._pipeline, *table]).rowcount == 1
 
     # ----------------------------------------------------------------------------------------------- transaction
 
@@ -518,6 +518,12 @@ def forget_pipeline(settings: TargetSettings, pipeline: str) -> bool:
     """Remove a pipeline's progress from a target, but none of its tables; return whether there was anything."""
     with _connected(settings, "removing the progress of a pipeline", "penstock drop") as connection:
         return state.forget(connection, pipeline)
+
+
+def resume_failed(settings: TargetSettings, pipeline: str) -> int:
+    """Let the tables of a pipeline that have failed try again from where they stopped; return how many there were."""
+    with _connected(settings, "letting failed tables try again", "penstock run") as connection:
+        return state.resume(connection, pipeline)
 
 
 def prepared_tables(settings: TargetSettings, pipeline: str) -> set[TableId]:

@@ -132,8 +132,9 @@ RESUME = """
 update penstock.tables
 set state = case when failed_in in ('live', 'catching-up') then 'catching-up' else failed_in end,
     error = '', remedy = '', failed_in = '', updated_at = clock_timestamp()
-where pipeline = %s and table_schema = %s and table_name = %s and state = 'failed'
+where pipeline = %s and state = 'failed'
 """
+RESUME_ONE = f"{RESUME} and table_schema = %s and table_name = %s"
 
 
 def _is_there(connection: psycopg.Connection) -> bool:
@@ -169,6 +170,11 @@ def prepared(connection: psycopg.Connection, pipeline: str) -> set[TableId]:
     if not _is_there(connection):
         return set()
     return {TableId(schema, name) for schema, name in connection.execute(PREPARED, [pipeline]).fetchall()}
+
+
+def resume(connection: psycopg.Connection, pipeline: str) -> int:
+    """Let all tables that have failed go on from where they stopped; return how many there were."""
+    return connection.execute(RESUME.encode(), [pipeline]).rowcount if _is_there(connection) else 0
 
 
 def groups(connection: psycopg.Connection, pipeline: str) -> dict[int, Progress]:

@@ -141,6 +141,10 @@ def run_apply(pipeline: Pipeline, *, names: list[str] | None, workers: int | Non
         for target in targets
         for n in range(workers or 1)
     ]
+    from control.watch import try_again
+
+    for line in try_again(targets, pipeline.pipeline):
+        _to_stderr(line)
     return _supervise(services, None)
 
 

@@ -308,7 +308,8 @@ class Collector:
             )
         used = {progress.group for progress in tables.values()}
         positions = [progress.position for group, progress in groups.items() if group in used]
-        worst = max((row.lag for row in rows), key=lambda lag: (lag.seconds, lag.bytes), default=Lag())
+        going = [row.lag for row in rows if row.state != TableState.FAILED]
+        worst = max(going, key=lambda lag: (lag.seconds, lag.bytes), default=Lag())
         return TargetStatus(view.settings.name, min(positions, default=0), worst, tuple(rows), error)
 
     def _ask_source(self) -> SourceStatus:
@@ -356,12 +357,14 @@ def caught_up(
     """Whether a target is done: every table live or failed, and, with a goal, every group at it.
 
     A table becomes live only when capture has passed the snapshots that it was read in, so without a goal its state
-    alone says that the load is whole.
+    alone says that the load is whole. Foreign keys are waited for, but for those that may tie a table to one that has
+    failed: they are not made before that goes on.
     """
+    without = {progress.group for progress in tables.values() if progress.state is TableState.FAILED}
     for progress in tables.values():
         if progress.state is TableState.FAILED:
             continue
-        if progress.state is not TableState.LIVE or not progress.tied:
+        if progress.state is not TableState.LIVE or not (progress.tied or progress.group in without):
             return False
         if goal is not None and groups.get(progress.group, NOWHERE).position < goal:
             return False

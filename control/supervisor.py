@@ -241,7 +241,10 @@ class Supervisor:
         if self._pids is None:
             return
         running = {child.service.name: child.pid for child in self._children if child.pid}
-        write_json(self._pids, {"supervisor": os.getpid(), **running})
+        try:
+            write_json(self._pids, {"supervisor": os.getpid(), **running})
+        except OSError as error:  # the disk is full, or the folder is gone: the services say so if it stops them
+            self._say(f"penstock: {self._pids} can't be written: {error.strerror}")
 
 
 def _become(service: Service, supervisor: int, report: int, foreign: list[int]) -> None:

@@ -6,15 +6,15 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from control.messages import Messages
 from control.service import StopSignal
 from control.status import Collector, PipelineStatus, TableStatus, TargetStatus, caught_up
 from control.wiring import opened_log
-from schemas.errors import OperatorError, TransientError
-from schemas.pipeline import Pipeline
+from schemas.errors import OperatorError, ReplicationError, TransientError
+from schemas.pipeline import Pipeline, TargetSettings
 from schemas.states import TableState
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def watch(
         opened_log(pipeline) as log,
         contextlib.closing(Collector(pipeline, log)) as collector,
     ):
+        for line in try_again(pipeline.targets, pipeline.pipeline):
+            display.say(line)
         while not stop:
             for line in messages.take():
                 display.say(line)
@@ -98,6 +100,16 @@ def watch(
         for line in messages.take():
             display.say(line)
     return 0
+
+
+def try_again(targets: Sequence[TargetSettings], pipeline: str) -> Iterator[str]:
+    """Let the tables that have failed before try again, since what they lacked may be there now; yield what to say."""
+    from apply.postgres import resume_failed
+
+    for target in targets:
+        with contextlib.suppress(ReplicationError):  # who writes to the target says so
+            if number := resume_failed(target, pipeline):
+                yield f"{target.name}: {number} table{'s' * (number > 1)} that had failed: trying again"
 
 
 def _over(collector: Collector, goal: int | None) -> bool:

@@ -221,3 +221,12 @@ def test_a_lock_that_drop_removes_is_not_waited_for_in_vain(tmp_path: Path) -> N
         (tmp_path / "run.lock").unlink()
         with only_one(tmp_path, seconds=0), pytest.raises(OperatorError), only_one(tmp_path, seconds=0):
             pass
+
+
+def test_a_folder_that_can_not_be_written_ends_nothing(tmp_path: Path) -> None:
+    """The disk may be full, or somebody has removed the state folder."""
+    starts = tmp_path / "starts"
+    service = Service("a", counted(starts, lambda n: 1 if n < 2 else 0))
+    code, _, said = supervise(service, pids=tmp_path / "gone" / "pids.json")
+    assert code is Exit.DONE and len(starts.read_text().splitlines()) == 2
+    assert any("can't be written: No such file" in line for line in said)
