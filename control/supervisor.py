@@ -33,7 +33,9 @@ _STOP_SECONDS = 15.0
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000
 
 _CRASHES_IN_A_ROW = 8
-"""A run that is to end by itself does not go on for ever with a service that never lives for long."""
+_LONG_SECONDS = 10.0
+"""A run that is to end by itself does not go on for ever with a service that never lives for long: with thousands of
+tables the way to where it crashes may take longer than what else counts as healthy."""
 
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
@@ -76,7 +78,7 @@ class _Child:
     began: float = 0.0
     due: float | None = 0.0  # when to start it (again); None: never
     pipe: int = -1
-    restarts: int = 0
+    crashes: int = 0  # in a row
 
 
 class Supervisor:
@@ -206,11 +208,11 @@ class Supervisor:
             return None
         why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         pause = child.backoff.next(ran)
-        if self._bounded and child.backoff.failures >= _CRASHES_IN_A_ROW:
-            message = f"{why} {child.backoff.failures} times in a row"
+        child.crashes = 1 if ran >= _LONG_SECONDS else child.crashes + 1
+        if self._bounded and child.crashes >= _CRASHES_IN_A_ROW:
+            message = f"{why} {child.crashes} times in a row"
             self.refusals.append(Refusal(service.name, message, "see its log under logs/ of the state folder"))
             return Exit.CRASHED
-        child.restarts += 1
         # The first time it is back at once: most often somebody stopped it from outside.
         child.due = time.monotonic() + (0.0 if child.backoff.failures == 1 else pause)
         self._say(f"penstock: {service.name} {why}; it is started again")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from control.service import Exit, StopSignal
+from control.service import Backoff, Exit, StopSignal
 from control.supervisor import Service, Supervisor, Vital, current_stop, only_one
 from schemas.errors import OperatorError, PositionLost
 
@@ -142,6 +142,15 @@ def test_a_service_that_never_lives_ends_a_bounded_run(monkeypatch: pytest.Monke
     monkeypatch.setattr("control.supervisor._CRASHES_IN_A_ROW", 3)
     code, supervisor, _ = supervise(Service("a", lambda: 1), Service("b", until_stopped), bounded=True)
     assert code is Exit.CRASHED
+    assert "3 times in a row" in supervisor.refusals[0].message
+
+
+def test_what_works_for_a_moment_before_each_crash_ends_a_bounded_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started again at once each time, as after a long life."""
+    monkeypatch.setattr("control.supervisor._CRASHES_IN_A_ROW", 3)
+    supervisor = Supervisor([Service("a", lambda: 1)], bounded=True, say=lambda line: None)
+    supervisor._children[0].backoff = Backoff(healthy_after=0.0)
+    assert supervisor.run() is Exit.CRASHED
     assert "3 times in a row" in supervisor.refusals[0].message
 
 
