@@ -4,79 +4,109 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from codec.frames import cut, pack, unpack
 from schemas.errors import LogRewound, LogUnavailable
 from transport.kafka.cluster import Cluster
 from transport.kafka.errors import ABSENT, DENIED, Faults, failure, name_of
-from transport.log import Partition, Record
+from transport.log import Block, Partition, Record
 
+BLOCK_BYTES = 1 << 20
 _WINDOW_BYTES = 32 << 20  # fetched records that a consumer's windows hold together
 UNUSED_S = 1.0  # after which a partition is taken away from the data consumer
 
 Pair = tuple[bytes | None, bytes | None]
 
 
+class Stretch(NamedTuple):
+    """Records `[start, end)` of a partition, framed as a `Block` is."""
+
+    start: int
+    end: int
+    data: bytes
+
+
 @dataclass(slots=True)
 class Window:
     """What was fetched of a partition: every record there is in `[low, at)`; those from `at` on are still to come.
 
-    Lists side by side, as a record of its own for each row would cost more than all else that is done with it.
+    Kept as they are handed on: objects of their own for each record would cost more than all else that is done with it.
     """
 
     low: int
     at: int
     used: float
-    offsets: list[int] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)  # key and value
-    reaches: list[int] = field(default_factory=lambda: [0])  # bytes before each record, and after the last one
+    stretches: list[Stretch] = field(default_factory=list)
+    size: int = 0
     end: int = -1  # where the broker last had no more
     error: KafkaError | None = None
 
-    def add(self, offset: int, key: bytes | None, value: bytes | None) -> int:
-        more = 100 + (len(key) if key else 0) + (len(value) if value else 0)
-        self.at = offset + 1
-        self.offsets.append(offset)
-        self.pairs.append((key, value))
-        self.reaches.append(self.reaches[-1] + more)
-        return more
-
-    @property
-    def size(self) -> int:
-        return self.reaches[-1] - self.reaches[0]
+    def add(self, start: int, pairs: list[Pair]) -> int:
+        """Take records, key and value, that stand one after the other, and return how many bytes they are."""
+        added = 0
+        for some in _bounded(pairs):
+            data = pack(some)
+            self.stretches.append(Stretch(start, start + len(some), data))
+            start += len(some)
+            added += len(data)
+        self.at = start
+        self.size += added
+        return added
 
     def holds(self, start: int) -> bool:
         """Whether there is a record at or after `start`."""
-        return bool(self.offsets) and self.offsets[-1] >= start
+        return bool(self.stretches) and self.stretches[-1].end > start
 
     def records(self, start: int, limit: int) -> list[Record]:
-        first = bisect.bisect_left(self.offsets, start)
-        found = zip(self.offsets[first : first + limit], self.pairs[first : first + limit], strict=True)
-        return [Record(offset, key, value) for offset, (key, value) in found]
+        found: list[Record] = []
+        for stretch in self.stretches[self._first(start) :]:
+            first = max(start, stretch.start)
+            pairs = unpack(cut(stretch.data, first - stretch.start, min(stretch.end - first, limit - len(found))))
+            found += [Record(offset, key, value) for offset, (key, value) in enumerate(pairs, first)]
+            if len(found) == limit:
+                break
+        return found
 
-    def take(self, start: int, end: int, room: int) -> tuple[list[Pair], int]:
-        """Return the records at and after `start`, up to the first hole or `end`, and their size: as many as have
-        room, and one if there is any."""
-        first = bisect.bisect_left(self.offsets, start)
-        if first == len(self.offsets) or self.offsets[first] != start:
-            return [], 0
-        before = self.reaches[first]
-        last = min(bisect.bisect_left(self.offsets, end), bisect.bisect_right(self.reaches, before + room) - 1)
-        last = max(last, first + 1)
-        while self.offsets[last - 1] - start != last - 1 - first:
-            last -= 1
-        return self.pairs[first:last], self.reaches[last] - before
+    def take(self, start: int, end: int) -> Block | None:
+        """Return some of the records at and after `start`, up to `end` at most; None if that is not there."""
+        first = self._first(start)
+        if first == len(self.stretches) or self.stretches[first].start > start:
+            return None
+        stretch = self.stretches[first]
+        count = min(stretch.end, end) - start
+        if count == stretch.end - stretch.start:
+            return Block(count, stretch.data)
+        return Block(count, cut(stretch.data, start - stretch.start, count))
 
     def forget(self, below: int) -> int:
-        """Drop the records before an offset and return how many bytes that frees."""
-        first = bisect.bisect_left(self.offsets, below)
+        """Drop what is wholly before an offset and return how many bytes that frees."""
+        first = self._first(below)
         self.low = max(self.low, below)
-        freed = self.reaches[first] - self.reaches[0]
-        del self.offsets[:first], self.pairs[:first], self.reaches[:first]
+        freed = sum(len(stretch.data) for stretch in self.stretches[:first])
+        del self.stretches[:first]
+        self.size -= freed
         return freed
+
+    def _first(self, offset: int) -> int:
+        """Where the first stretch is that does not end before an offset."""
+        return bisect.bisect_right(self.stretches, offset, key=lambda stretch: stretch.end)
+
+
+def _bounded(pairs: list[Pair]) -> Iterator[list[Pair]]:
+    """Cut records into lists that are no larger than a block, or one record."""
+    size = at = 0
+    for n, (key, value) in enumerate(pairs):
+        more = (len(key) if key else 0) + (len(value) if value else 0)
+        if size + more > BLOCK_BYTES and n > at:
+            yield pairs[at:n]
+            at, size = n, 0
+        size += more
+    yield pairs[at:]
 
 
 class Feed:
@@ -149,18 +179,22 @@ class Feed:
         first = self._consumer.poll(timeout)
         if first is None:
             return False
-        topic: str | None = None
-        number: int | None = None
+        place: tuple[str | None, int | None] = (None, None)
         window: Window | None = None
+        pairs: list[Pair] = []  # that stand one after the other, the next one being at `next_`
+        next_ = -1
         for message in (first, *self._consumer.consume(1000, 0)):
-            if message.partition() != number or message.topic() != topic:
-                topic, number = message.topic(), message.partition()
-                window = None if topic is None or number is None else self._windows.get((topic, number))
-            offset, error = message.offset(), message.error()
+            here, offset, error = (message.topic(), message.partition()), message.offset(), message.error()
+            if offset != next_ or here != place or error is not None:
+                self._keep(window, next_ - len(pairs), pairs)
+                pairs, place = [], here
+                window = self._windows.get(here)  # type: ignore[arg-type]
             if error is not None:
                 self._note(error, window, offset)
             elif window is not None and offset is not None and offset >= window.at:
-                self._size += window.add(offset, message.key(), message.value())
+                pairs.append((message.key(), message.value()))
+                next_ = offset + 1
+        self._keep(window, next_ - len(pairs), pairs)
         return True
 
     def make_room(self, partition: Partition, offset: int) -> None:
@@ -189,6 +223,10 @@ class Feed:
 
     def close(self) -> None:
         self._consumer.close()
+
+    def _keep(self, window: Window | None, start: int, pairs: list[Pair]) -> None:
+        if window is not None and pairs:
+            self._size += window.add(start, pairs)
 
     def _note(self, error: KafkaError, window: Window | None, offset: int | None) -> None:
         if error.fatal():

@@ -5,14 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 
-from codec.frames import pack
 from schemas.errors import GapDetected, LogRewound
 from transport.kafka.cluster import Cluster
 from transport.kafka.errors import name_of
-from transport.kafka.feed import UNUSED_S, Feed, Pair, Window
+from transport.kafka.feed import BLOCK_BYTES, UNUSED_S, Feed, Window
 from transport.log import Block, Partition, Range, Record
 
-_BLOCK_BYTES = 1 << 20
 _ASK_SECONDS = 5.0  # that nothing has come is believed so long: a request to a broker costs it a millisecond
 _AHEAD = 1000  # offsets that are passed over rather than assigned anew
 
@@ -72,24 +70,25 @@ class KafkaReader:
                 return
             feed = self._data
             feed.sweep()
-            batch: list[Pair] = []
-            size = 0
+            parts: list[bytes] = []
+            count = size = 0
             while at < end:
                 window = feed.place(partition, at)
-                found, more = window.take(at, end, _BLOCK_BYTES - size)
-                if not found:
+                found = window.take(at, end)
+                if found is None:
                     if window.at > at:
                         raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
                     self._await(feed, window, partition, wanted, at)
                     continue
-                if batch and size + more > _BLOCK_BYTES:
-                    yield Block(len(batch), pack(batch))
-                    batch, size = [], 0
-                batch += found
-                size, at = size + more, at + len(found)
+                if parts and size + len(found.data) > BLOCK_BYTES:
+                    yield Block(count, b"".join(parts))
+                    parts.clear()
+                    count = size = 0
+                parts.append(found.data)
+                count, size, at = count + found.count, size + len(found.data), at + found.count
                 del found
                 feed.make_room(partition, at)
-            yield Block(len(batch), pack(batch))
+            yield Block(count, b"".join(parts))
 
     def close(self) -> None:
         for feed in filter(None, (self._front_feed, self._data_feed)):
