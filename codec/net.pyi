@@ -8,9 +8,10 @@ from schemas.record import Op
 class Net:
     """What is left to do of many changes of one table: the last write per key.
 
-    Changes must be added in commit order. Results are rows for `COPY ... FROM STDIN`, without header and trailer, in
-    the order in which their keys were first seen; the form is binary if that was asked for and `layout.binary`
-    allows it. Each key is in exactly one of `rows`, `partials` and `deletes`. Carry them out so that a partial row's
+    Changes must be added in commit order. Results are rows for `COPY ... FROM STDIN`, without header and trailer:
+    inserts alone in the order in which they came, all else about in that of their keys, so that what the target looks
+    up one after the other lies side by side. The form is binary if that was asked for and `layout.binary` allows it.
+    Each key is in exactly one of `rows`, `partials` and `deletes`. Carry them out so that a partial row's
     columns are read from the target, under its origin key, before any row is deleted or written, and deletes come
     before writes: two keys with different text may be equal to the target (1.0 and 1.00).
 

@@ -7,6 +7,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport qsort
 from libc.string cimport memcmp, memset
 
 from codec.buffer cimport *
@@ -50,8 +51,32 @@ cdef extern from * nogil:
         hash *= UINT64_C(0xBF58476D1CE4E5B9);
         return hash ^ (hash >> 32);
     }
+
+    typedef struct {
+        uint64_t first, second;
+        const uint8_t *key;
+        size_t size;
+        uint32_t entry;
+    } Rank;
+
+    static int rank_compare(const void *left, const void *right) {
+        const Rank *a = left, *b = right;
+        if (a->first != b->first)
+            return a->first < b->first ? -1 : 1;
+        if (a->second != b->second)
+            return a->second < b->second ? -1 : 1;
+        int found = memcmp(a->key, b->key, a->size < b->size ? a->size : b->size);
+        return found ? found : (a->size > b->size) - (a->size < b->size);
+    }
     """
     uint64_t key_hash(const uint8_t* key, size_t size, uint64_t seed) noexcept
+    ctypedef struct Rank:
+        uint64_t first
+        uint64_t second
+        const uint8_t* key
+        size_t size
+        uint32_t entry
+    int rank_compare(const void* left, const void* right) noexcept
 
 
 # One seed a process: keys come from applications' users, who must not be able to make them all collide.
@@ -65,6 +90,26 @@ cdef struct Entry:
     Reader origin  # of a partial row: the key under which the target has the row; keyless layouts: the row before
     const uint8_t* blank  # of a partial row: one flag a column, set where only the target has the value
     int op
+
+
+cdef uint64_t rank_of(int kind, Reader* reader, const uint8_t** text) except? 0:
+    """A number by which values are ordered about as the target's index has them, and go on behind the value; `text` is
+    where that of a longer value begins."""
+    cdef int64_t number
+    cdef const uint8_t* data
+    cdef size_t size, i
+    cdef uint64_t rank = 0
+    if kind in (INT16, INT32, INT64, DATE, TIME, TIMESTAMP, TIMESTAMPTZ):
+        get_long(reader, &number)
+        return <uint64_t>number ^ (<uint64_t>1 << 63)
+    if kind < BYTES:
+        skip_value(kind, reader)
+        return 0
+    get_bytes(reader, &data, &size)
+    text[0] = data
+    for i in range(8):
+        rank = rank << 8 | (data[i] if i < size else 0)
+    return rank
 
 
 @cython.final
@@ -83,6 +128,8 @@ cdef class Net:
     cdef uint32_t* place  # open addressing: index of an entry plus 1, a power of two long
     cdef size_t places
     cdef size_t bytes_taken
+    cdef uint32_t* order  # of the entries in the results; of so many as are arranged
+    cdef size_t arranged
     cdef uint8_t* flags
     cdef Buffer scratch
 
@@ -100,6 +147,7 @@ cdef class Net:
     def __dealloc__(self):
         PyMem_RawFree(self.entry)
         PyMem_RawFree(self.place)
+        PyMem_RawFree(self.order)
         PyMem_RawFree(self.flags)
         PyMem_RawFree(self.scratch.data)
 
@@ -293,7 +341,7 @@ cdef class Net:
         cdef const uint8_t* blank = NULL
         cdef bint made = False, moved = False
         if op == OP_TRUNCATE:
-            self.entries = 0
+            self.entries = self.arranged = 0
             memset(self.place, 0, self.places * sizeof(uint32_t))
             self.truncated = True
             self.insert_only = True
@@ -414,7 +462,46 @@ cdef class Net:
 
     @property
     def pending_bytes(self):
-        return self.bytes_taken + self.entry_room * sizeof(Entry) + self.places * sizeof(uint32_t)
+        return self.bytes_taken + self.entry_room * (sizeof(Entry) + sizeof(Rank)) + self.places * sizeof(uint32_t)
+
+    cdef int arrange(self) except -1:
+        """Put the entries in order: rows that are looked up one after the other then lie side by side in the target's
+        indexes, which saves it up to a third of the work. Inserts alone stay as they came."""
+        cdef size_t i
+        cdef Rank* rank
+        cdef uint32_t* order
+        cdef Reader key
+        cdef const uint8_t* second
+        if self.arranged == self.entries:
+            return 0
+        order = <uint32_t*>PyMem_RawRealloc(self.order, self.entries * sizeof(uint32_t))
+        if order == NULL:
+            raise MemoryError
+        self.order = order
+        if self.layout.key_width == 0 or self.insert_only:
+            for i in range(self.entries):
+                order[i] = <uint32_t>i
+        else:
+            rank = <Rank*>PyMem_RawMalloc(self.entries * sizeof(Rank))
+            if rank == NULL:
+                raise MemoryError
+            try:
+                for i in range(self.entries):
+                    key = self.entry[i].key
+                    rank[i].key = key.at
+                    rank[i].first = rank_of(self.layout.kind[self.layout.key_column[0]], &key, &rank[i].key)
+                    rank[i].size = key.end - rank[i].key
+                    rank[i].second = 0
+                    if self.layout.key_width > 1:
+                        rank[i].second = rank_of(self.layout.kind[self.layout.key_column[1]], &key, &second)
+                    rank[i].entry = <uint32_t>i
+                qsort(rank, self.entries, sizeof(Rank), &rank_compare)
+                for i in range(self.entries):
+                    order[i] = rank[i].entry
+            finally:
+                PyMem_RawFree(rank)
+        self.arranged = self.entries
+        return 0
 
     cdef int copy_entry(self, Entry* entry, Reader* key, Buffer* out) except -1:
         cdef Reader row = entry.row
@@ -428,16 +515,19 @@ cdef class Net:
 
     def rows(self):
         cdef Buffer out
+        cdef Entry* entry
         cdef size_t i
         cdef Py_ssize_t found = 0
         if self.layout.key_width == 0 and not self.insert_only:
             raise ValueError("changes of a table without key have an order: see changes()")
         out.data = NULL
         out.size = out.capacity = 0
+        self.arrange()
         try:
             for i in range(self.entries):
-                if self.entry[i].row.at != NULL and self.entry[i].blank == NULL:
-                    self.copy_entry(&self.entry[i], NULL, &out)
+                entry = &self.entry[self.order[i]]
+                if entry.row.at != NULL and entry.blank == NULL:
+                    self.copy_entry(entry, NULL, &out)
                     found += 1
             return self.counted(found, &out)
         finally:
@@ -446,15 +536,18 @@ cdef class Net:
     cdef tuple keys(self, bint all_of_them):
         cdef Buffer out
         cdef Reader key
+        cdef Entry* entry
         cdef size_t i
         cdef Py_ssize_t found = 0
         out.data = NULL
         out.size = out.capacity = 0
+        self.arrange()
         try:
             if self.layout.key_width:
                 for i in range(self.entries):
-                    if all_of_them or self.entry[i].row.at == NULL:
-                        key = self.entry[i].key
+                    entry = &self.entry[self.order[i]]
+                    if all_of_them or entry.row.at == NULL:
+                        key = entry.key
                         copy_key(self.layout, &key, self.binary, &out)
                         if key.at != key.end:
                             malformed(b"a key with bytes left over")
@@ -475,12 +568,15 @@ cdef class Net:
         cdef Reader origin
         cdef size_t i
         cdef int column
+        cdef Entry* entry
         cdef dict groups = {}
         cdef list found = []
+        self.arrange()
         for i in range(self.entries):
-            if self.entry[i].row.at != NULL and self.entry[i].blank != NULL:
-                group = PyBytes_FromStringAndSize(<const char*>self.entry[i].blank, self.layout.width)
-                groups.setdefault(group, []).append(i)
+            entry = &self.entry[self.order[i]]
+            if entry.row.at != NULL and entry.blank != NULL:
+                group = PyBytes_FromStringAndSize(<const char*>entry.blank, self.layout.width)
+                groups.setdefault(group, []).append(self.order[i])
         for group, members in groups.items():
             out.data = NULL
             out.size = out.capacity = 0

@@ -192,6 +192,39 @@ def test_inserts_alone_may_be_copied_straight() -> None:
     assert not added(Change(Op.DELETE, before=ROW)).insert_only
 
 
+@pytest.mark.parametrize(
+    ("shape", "ordered"),
+    [
+        (
+            Shape(64, (Kind.INT64,), (0,)),
+            [("-9000000000",), ("-65",), ("-1",), ("0",), ("7",), ("64",), ("9000000000",)],
+        ),
+        (Shape(64, (Kind.TEXT,), (0,)), [("",), ("a",), ("customer 000001",), ("customer 000010",), ("customer 1",)]),
+        (Shape(64, (Kind.INT32, Kind.DATE), (0, 1)), [("-2", "2024-02-29"), ("1", "1999-12-31"), ("1", "2024-01-01")]),
+        (Shape(64, (Kind.BOOL, Kind.INT16), (0, 1)), [("t", "-3"), ("f", "2"), ("t", "11")]),
+    ],
+    ids=["integer", "text", "two columns", "a kind without order"],
+)
+def test_what_the_target_looks_up_is_in_the_order_of_its_keys(shape: Shape, ordered: list[tuple[str, ...]]) -> None:
+    mixed = ordered[1::2] + ordered[::-2]
+    updates = [Change(Op.UPDATE, after=row) for row in mixed]
+    assert copy.text_rows(added(*updates, shape=shape).rows()[1]) == ordered
+    deletes = [Change(Op.DELETE, before=row) for row in mixed]
+    assert copy.text_rows(added(*deletes, shape=shape).deletes()[1]) == ordered
+    inserts = [Change(Op.INSERT, after=row) for row in mixed]
+    assert copy.text_rows(added(*inserts, shape=shape).rows()[1]) == mixed
+
+
+def test_the_order_is_found_anew_after_more_changes() -> None:
+    left = added(*[Change(Op.UPDATE, after=(key, *ROW[1:])) for key in ("3", "1")])
+    assert [row[0] for row in copy.text_rows(left.rows()[1])] == ["1", "3"]
+    left.add(block(PAIR, [Change(Op.UPDATE, after=("2", *ROW[1:]))]))
+    assert [row[0] for row in copy.text_rows(left.rows()[1])] == ["1", "2", "3"]
+    more = [Change(Op.TRUNCATE), *(Change(Op.INSERT, after=(key, *ROW[1:])) for key in ("9", "8", "7"))]
+    left.add(block(PAIR, more))
+    assert [row[0] for row in copy.text_rows(left.rows()[1])] == ["9", "8", "7"]
+
+
 def test_records_of_other_tables_in_a_shared_topic_are_passed_over() -> None:
     other = PAIR._replace(schema_id=80)
     mixed = block(other, [Change(Op.DELETE, before=ROW)]) + block(PAIR, [Change(Op.INSERT, after=ROW)])
