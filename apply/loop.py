@@ -303,6 +303,7 @@ class Apply:
                     " tables that were loaded, and give it another name in the file",
                 )
             self._cohort_at(_place(progress)).groups.add(group)
+        self._leave_out()
         for table in self._mine():
             if table.state is not TableState.CATCHING_UP:
                 continue
@@ -311,6 +312,29 @@ class Apply:
             else:
                 self._cohort_at(table.progress).tables.add(table.table)
         self._show()
+
+    def _leave_out(self) -> None:
+        """Let the live tables that the file no longer has for this target stay behind where their groups are, which go
+        on without them: if they are there again one day, they have to catch up from here."""
+        left = [
+            progress
+            for progress in self._known.values()
+            if progress.state is TableState.LIVE
+            and progress.group in self._stored
+            and progress.table not in self._made_with
+        ]
+        if not left:
+            return
+        places = {progress.group: _place(self._stored[progress.group]) for progress in left}
+        self._write(
+            Batch(
+                [self._group_move(group, place, other_members=True) for group, place in sorted(places.items())],
+                [
+                    self._table_move(progress.table, state=TableState.CATCHING_UP, progress=places[progress.group])
+                    for progress in left
+                ],
+            )
+        )
 
     def _standing(self) -> list[object]:
         """Return where all that is this worker's stands."""
@@ -327,7 +351,7 @@ class Apply:
         settled = failed or (progress.state is TableState.LIVE and progress.tied)
         for tables, belongs in (
             (self._unsettled, not settled and self._is_mine(progress)),
-            (self._unsettled_anywhere, not settled),
+            (self._unsettled_anywhere, not settled and table in self._made_with),
             (self._failed, failed),
         ):
             if belongs:
@@ -898,8 +922,8 @@ def _is_loading(progress: TableProgress) -> bool:
 
 
 def _forgotten() -> LogRewound:
-    """Say why a table that had failed, and was told to go on, can't."""
-    return LogRewound("what it needs was forgotten when the log was full, as it had failed", remedy=LOAD_TABLE_AGAIN)
+    """Say why a table that had failed, or was not in the file for a while, can't go on."""
+    return LogRewound("what it needs was forgotten while it had failed or was left out", remedy=LOAD_TABLE_AGAIN)
 
 
 def _place(progress: Progress) -> Progress:

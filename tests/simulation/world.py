@@ -123,6 +123,11 @@ class World:
                 self.later.append((trims.randint(self.turns // 2, self.turns - 50), add))
 
         self.trim_limits = trims.choice([TRIM_LIMITS, PRESSED])
+        if not self.trims and trims.random() < 0.3:
+            first, then = sorted(trims.randint(0, self.turns) for _ in range(2))
+            table = trims.choice("ab")
+            self.later.append((first, lambda: self.choose("t1", everything - {table})))
+            self.later.append((then, lambda: self.choose("t1", everything)))
 
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
@@ -149,6 +154,16 @@ class World:
         self.chosen[name] = tables
         for number in range(workers):
             self.kinds[f"{name}-{number}"] = partial(self.make_apply, target=target)
+
+    def choose(self, name: str, tables: frozenset[str]) -> None:
+        """Change a target's tables in the pipeline file, and start its workers anew; in the one direction some of them
+        may go on with the old file for a while."""
+        leaves_out = len(tables) < len(self.chosen[name])
+        self.chosen[name] = tables
+        for kind in self.kinds:
+            if kind.startswith(f"{name}-"):
+                for process in self.processes[kind][: 1 if leaves_out else None]:
+                    self.kill(process)
 
     def pipeline(self) -> Pipeline:
         """The pipeline file as it is now."""

@@ -43,8 +43,9 @@ class Applied:
         name: str = "copy",
         *,
         follows: bool = True,
+        tables: tuple[str, ...] = (),
     ) -> Apply:
-        worker = Apply("p", source.log, self.target(prepare), name=name, limits=limits, follows=follows)
+        worker = Apply("p", source.log, self.target(prepare), name=name, limits=limits, follows=follows, tables=tables)
         self.workers.append(worker)
         return worker
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from apply.groups import group_of
 from apply.loop import Apply, Limits
 from apply.postgres import PostgresTarget, forget_pipeline
 from apply.postgres_session import Session
@@ -332,6 +333,34 @@ def test_a_failed_table_that_the_log_kept_nothing_for_fails_again_and_stops_no_o
     assert "pipeline of its own" in applied.state("t").remedy
     source.commit(insert("other", "5", "row 5"))
     applied.until(lambda: applied.rows("other") == rows_there(0, 6), worker)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_table_that_was_left_out_for_a_while_goes_on_where_it_was(applied: Applied, forgotten: bool) -> None:
+    """Its group has gone on without it."""
+    other = next(name for name in map("u{}".format, range(999)) if group_of([TableId("public", name)]) == group_of([T]))
+    for table in ("t", other):
+        applied.sql(f"create table public.{table} (id bigint primary key, body text)")
+    source = Source(make_table("t"), make_table(other))
+    worker = applied.worker(source)
+    source.commit(insert("t", "0", "row 0"))
+    applied.catch_up(source, worker)
+    worker.close()
+    worker = applied.worker(source, tables=(f"public.{other}",))
+    source.commit(insert("t", "1", "row 1"), insert(other, "0", "row 0"))
+    source.commit(insert("t", "2", "row 2"), insert(other, "1", "row 1"))
+    applied.until(lambda: applied.rows(other) == rows_there(0, 2), worker)
+    assert applied.rows("t") == rows_there(0, 1)
+    worker.close()  # it notes how far its groups are
+    if forgotten:
+        trim(source)
+    worker = applied.worker(source)
+    source.commit(insert("t", "3", "row 3"))
+    if forgotten:
+        applied.until(lambda: "forgotten" in applied.state("t").error, worker)
+    else:
+        applied.until(lambda: applied.rows("t") == rows_there(0, 4), worker)
+        applied.until(lambda: applied.state("t").state is TableState.LIVE, worker)
 
 
 # --------------------------------------------------------------------------------------------------------- owners
