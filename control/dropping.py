@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from control.wiring import opened_log
-from schemas.errors import ReplicationError
+from schemas.errors import OperatorError, ReplicationError
 from schemas.pipeline import Pipeline, TargetSettings
 from transport.topics import Topics
+
+_READER_SECONDS = 5.0
 
 
 class Done(NamedTuple):
@@ -62,11 +65,36 @@ def drop_all(pipeline: Pipeline) -> Iterator[Done]:
     from control.supervisor import only_one
 
     with only_one(pipeline.state, seconds=0.5):
+        if reader := _reader(pipeline):
+            raise OperatorError(
+                f"the pipeline runs, with another state folder or on another machine: its change stream is read by"
+                f" {reader}",
+                remedy="stop it first",
+            )
         yield _try(f"source: slot and publications {slot_name(pipeline)}", lambda: drop_source(pipeline))
         for target in pipeline.targets:
             yield _try(f"target {target.name}: progress", _forget(pipeline, target))
         yield _try(f"log: topics {pipeline.pipeline}.*", lambda: _drop_log(pipeline))
         yield _try(f"state folder {pipeline.state}", lambda: _drop_state(pipeline))
+
+
+def _reader(pipeline: Pipeline) -> str:
+    """Return who captures, empty if nobody does; one that was just killed has a few seconds to go."""
+    from engines.postgres.connect import connect
+    from engines.postgres.errors import translated
+    from engines.postgres.replication import slot_reader
+
+    deadline = time.monotonic() + _READER_SECONDS
+    url = pipeline.source.url.get_secret_value()
+    with (
+        contextlib.suppress(ReplicationError),  # told when the slot is to be dropped
+        translated("source", "looking whether the pipeline runs"),
+        contextlib.closing(connect(url, role="control", application="penstock drop")) as connection,
+    ):
+        while (reader := slot_reader(connection, slot_name(pipeline))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return reader
+    return ""
 
 
 def _try(what: str, remove: Callable[[], str]) -> Done:

@@ -34,3 +34,19 @@ def test_after_a_drop_everything_begins_anew(simple: Project) -> None:
         connection.execute("drop schema shop cascade")
     simple.succeed("run", str(simple.file), "--until-caught-up")
     assert simple.differences() == []
+
+
+def test_a_pipeline_that_runs_with_another_state_folder_is_not_dropped(simple: Project) -> None:
+    fill(simple.source, 2_000)
+    simple.write()
+    run = simple.start("run", str(simple.file))
+    streaming = f"select count(*) from pg_replication_slots where slot_name = 'penstock_{simple.name}' and active"
+    simple.wait_until("a stream", lambda: one(simple.source, streaming) == 1, run)
+    elsewhere = simple.folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "pipeline.yaml").write_text(simple.file.read_text())
+    refused = simple.run("drop", "--yes", str(elsewhere / "pipeline.yaml"))
+    assert refused.returncode == 3
+    assert "the pipeline runs, with another state folder" in refused.stdout and "stop it first" in refused.stdout
+    assert one(simple.source, streaming) == 1
+    simple.kill(run)

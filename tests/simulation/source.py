@@ -306,15 +306,14 @@ class SimulatedSnapshotSource(Connection):
 
         self.call("drop what was left", drop)
 
-        def create() -> tuple[Visibility, SimulatedHeld]:
-            if self.database.confirmed is not None:
+        def create() -> tuple[int, Visibility, SimulatedHeld]:
+            if self.is_prepared():
                 raise SourceUnavailable("the slot exists")
-            visibility = self.database.create_slot()
-            return visibility, SimulatedHeld(self.database, self.process, self._faults, visibility)
+            visibility, confirmed = self.database.create_slot(), self.database.confirmed
+            assert confirmed is not None
+            return confirmed, visibility, SimulatedHeld(self.database, self.process, self._faults, visibility)
 
-        visibility, held = self.call("create the slot", create)
-        confirmed = self.database.confirmed
-        assert confirmed is not None
+        confirmed, visibility, held = self.call("create the slot", create)
         if not hold:
             held.close()
         return Prepared("system", "slot", ("all",), confirmed, visibility, held if hold else None)

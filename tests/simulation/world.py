@@ -120,7 +120,7 @@ class World:
                 # Late enough for something to be trimmed, and a while before all faults end.
                 self.turns += 100 if history.turns is None else 0
                 add = partial(self.add_target, "t2", everything, 1)
-                self.later.append((trims.randint(self.turns // 2, self.turns - 50), add))
+                self.later.append((trims.randint(self.turns // 2, max(self.turns // 2, self.turns - 50)), add))
 
         self.trim_limits = trims.choice([TRIM_LIMITS, PRESSED])
         if not self.trims and trims.random() < 0.3:
