@@ -8,6 +8,7 @@ counts; after it, a snapshot that died with its holder is replaced by a new one,
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -37,8 +38,13 @@ RETIRE_SECONDS = 60.0
 JUDGE_SHARE = 10
 """How many times longer than a look at all tables the pause after it is."""
 
+TOLD = 5
+"""Names of tables in a message."""
+
 _AGAIN_SECONDS = 0.2
 _CLAIM_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Holder:
@@ -112,6 +118,7 @@ class Holder:
         if self.setup is None:
             # Only behind the claim: another holder may have set everything up while we waited for it.
             self.setup = read_setup(self._reader, self._topics) or self._set_up(self._reader)
+            self._tell_what_stays(self.setup)
             return True
         return self._hold(self.setup)
 
@@ -210,6 +217,18 @@ class Holder:
         if read_setup(reader, self._topics) != setup:
             raise TransientError("another holder has begun to set the source up")
         return setup
+
+    def _tell_what_stays(self, setup: Setup) -> None:
+        """Which tables a pipeline has is settled with its setup, whatever the file says later."""
+        assert self._tables is not None
+        stay = [str(table) for table in rules.chosen(setup, self._tables) if not self._pipeline.chooses(table)]
+        if stay:
+            shown = ", ".join(stay[:TOLD]) + (f" and {len(stay) - TOLD} more" if len(stay) > TOLD else "")
+            _log.warning(
+                "still copied, as the pipeline was begun with them, though `tables` no longer chooses them: %s; to"
+                " leave them out, exclude them in the `tables` of each target",
+                shown,
+            )
 
     def _register(self, tables: list[Table], shared: int) -> tuple[int, ...]:
         """Write the tables' first versions, in one go, and return the ids of their row schemas."""

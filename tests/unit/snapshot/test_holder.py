@@ -187,6 +187,17 @@ def test_losing_the_claim_ends_the_holder(world: World) -> None:
         world.holder.step()
 
 
+def test_tables_that_the_file_no_longer_chooses_are_named(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.start()
+    world.holder.close()
+    world.pipeline = world.pipeline.model_copy(update={"tables": ("*.*", "!s.a")})
+    world.holder = world.new_holder()
+    assert not caplog.messages
+    world.start()
+    (told,) = caplog.messages
+    assert "no longer chooses them: s.a;" in told
+
+
 def test_a_restarted_holder_takes_a_new_snapshot_while_the_load_is_unfinished(world: World) -> None:
     world.start()
     world.holder.close()
