@@ -232,8 +232,8 @@ class Apply:
         self._chunks.refresh()
         for schema_id in setup.tables:
             version = self._versions.by_schema(schema_id)
-            if matches(version.table.id, self._patterns):
-                self._made_with[version.table.id] = version
+            if matches(version.id, self._patterns):
+                self._made_with[version.id] = version
         self._target.open(self._log.identity())
         self._register(setup)
         self._setup = setup

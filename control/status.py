@@ -218,7 +218,7 @@ class Collector:
         """The tables of a target that the pipeline has now, whether or not the target knows them yet."""
         found = {}
         for version in self._chosen:
-            table = version.table.id
+            table = version.id
             if matches(table, view.settings.tables):
                 found[table] = view.tables.get(table) or TableProgress(table, -1)
         return found
@@ -273,7 +273,7 @@ class Collector:
         chunks_loaded = view.chunks() if loading else {}
         lags = {group: _lag(progress, source, now, bool(error)) for group, progress in groups.items()}
         for version in self._chosen:
-            progress = tables.get(version.table.id)
+            progress = tables.get(version.id)
             if progress is None:
                 continue
             chunks = self._chunks.of(progress.table)

@@ -43,7 +43,7 @@ def work_of_chunk(table: TableId, chunk: int) -> int:
 
 def chosen(setup: Setup, tables: Tables) -> list[TableId]:
     """Return the tables that the setup chose, in its order."""
-    return [tables.by_schema(schema_id).table.id for schema_id in setup.tables]
+    return [tables.by_schema(schema_id).id for schema_id in setup.tables]
 
 
 def all_complete(setup: Setup, tables: Tables, chunks: Chunks) -> bool:

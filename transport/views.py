@@ -7,8 +7,10 @@ brought up to date by `refresh` or `poll`; it never waits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+from pydantic import BaseModel
 
 from codec.layout import Layout
 from schemas.errors import GapDetected, LogRewound
@@ -106,14 +108,31 @@ class Frontiers:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """One version of a table, as its records need it."""
+class _Named(BaseModel):
+    """Of a table in JSON only what it is called."""
 
-    schema_id: int
-    table: Table
-    layout: Layout
-    changes: Partition
+    id: TableId
+
+
+class Registered:
+    """One version of a table, as its records need it.
+
+    What it is made of is read when somebody asks for it: of thousands of tables most services need few.
+    """
+
+    def __init__(self, schema_id: int, entry: TableRegistered) -> None:
+        self.schema_id = schema_id
+        self.changes = Partition(entry.topic, entry.partition)
+        self.id = _Named.model_validate_json(entry.table).id
+        self._text = entry.table
+
+    @cached_property
+    def table(self) -> Table:
+        return Table.model_validate_json(self._text)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout.of(self.table, self.schema_id)
 
 
 class Tables:
@@ -134,11 +153,8 @@ class Tables:
                     continue
                 entry = decode_control(record.value)
                 assert isinstance(entry, TableRegistered)
-                table, schema_id = Table.model_validate_json(entry.table), value_schema_id(record.offset)
-                version = Registered(
-                    schema_id, table, Layout.of(table, schema_id), Partition(entry.topic, entry.partition)
-                )
-                self._versions[schema_id] = self._latest[table.id] = version
+                version = Registered(value_schema_id(record.offset), entry)
+                self._versions[version.schema_id] = self._latest[version.id] = version
         return self._next != before
 
     def by_schema(self, schema_id: int) -> Registered:
