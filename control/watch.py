@@ -14,8 +14,9 @@ from control.service import StopSignal
 from control.status import Collector, PipelineStatus, TableStatus, TargetStatus, caught_up
 from control.wiring import opened_log
 from schemas.errors import OperatorError, ReplicationError, TransientError
-from schemas.pipeline import Pipeline, TargetSettings
+from schemas.pipeline import Mode, Pipeline, TargetSettings
 from schemas.states import TableState
+from snapshot import rules
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -74,7 +75,7 @@ def watch(
             try:
                 if until_caught_up and goal is None:
                     goal = note_goal(pipeline)
-                if quick and collector.ready() and _over(collector, goal):
+                if quick and collector.ready() and _over(collector, goal, pipeline.mode):
                     status = collector.collect(ask_source=False)
                     display.show(status)
                     for line in messages.take():
@@ -112,7 +113,9 @@ def try_again(targets: Sequence[TargetSettings], pipeline: str) -> Iterator[str]
                 yield f"{target.name}: {number} table{'s' * (number > 1)} that had failed: trying again"
 
 
-def _over(collector: Collector, goal: int | None) -> bool:
+def _over(collector: Collector, goal: int | None, mode: Mode) -> bool:
+    assert collector.setup is not None
+    rules.require_mode(collector.setup, mode)
     return all(not error and caught_up(tables, groups, goal) for _, error, tables, groups in collector.progress())
 
 

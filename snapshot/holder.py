@@ -118,6 +118,7 @@ class Holder:
         if self.setup is None:
             # Only behind the claim: another holder may have set everything up while we waited for it.
             self.setup = read_setup(self._reader, self._topics) or self._set_up(self._reader)
+            rules.require_mode(self.setup, self._pipeline.mode)
             self._tell_what_stays(self.setup)
             return True
         return self._hold(self.setup)

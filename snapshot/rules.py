@@ -9,7 +9,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 
+from schemas.errors import LOAD_AGAIN, ConfigInvalid
 from schemas.frontier import Setup, SnapshotTaken
+from schemas.pipeline import Mode
 from schemas.table import TableId
 from transport.log import WORK_PARTITIONS
 from transport.views import Chunks, TableChunks, Tables
@@ -44,6 +46,16 @@ def work_of_chunk(table: TableId, chunk: int) -> int:
 def chosen(setup: Setup, tables: Tables) -> list[TableId]:
     """Return the tables that the setup chose, in its order."""
     return [tables.by_schema(schema_id).id for schema_id in setup.tables]
+
+
+def require_mode(setup: Setup, mode: Mode) -> None:
+    """Raise `ConfigInvalid` if the pipeline was begun with another mode: there would be nobody who reads the load, or
+    who follows the changes, or the slot would be dropped that others follow."""
+    if setup.mode != mode:
+        raise ConfigInvalid(
+            f"the pipeline was begun with mode: {setup.mode}",
+            remedy=f"write mode: {setup.mode} into the file; for another mode {LOAD_AGAIN}",
+        )
 
 
 def all_complete(setup: Setup, tables: Tables, chunks: Chunks) -> bool:

@@ -44,3 +44,15 @@ def test_a_target_can_not_be_added_to_a_load_that_is_done(simple: Project) -> No
     assert done.returncode == 3
     assert "late can't be added" in done.stdout
     assert "pipeline.yaml:7" in done.stdout
+
+
+def test_a_pipeline_that_follows_changes_is_not_ended_by_another_mode_in_its_file(simple: Project) -> None:
+    fill(simple.source, 2_000)
+    simple.write()
+    simple.succeed("run", str(simple.file), "--until-caught-up")
+    for mode in ("load", "changes"):
+        simple.write(mode=mode)
+        done = simple.run("run", str(simple.file))
+        assert done.returncode == 3
+        assert "was begun with mode: load-and-changes" in done.stdout
+    assert one(simple.source, OURS.format(name=simple.name)) == 1

@@ -8,6 +8,7 @@ import pytest
 
 from schemas.errors import ConfigInvalid, LogRewound, SourceUnavailable, TransientError
 from schemas.frontier import Manifest, SnapshotTaken, Visibility
+from schemas.pipeline import Mode
 from schemas.record import Op, encode_control, value_schema_id
 from schemas.table import Column, Objects
 from schemas.types import Kind
@@ -196,6 +197,17 @@ def test_tables_that_the_file_no_longer_chooses_are_named(world: World, caplog: 
     world.start()
     (told,) = caplog.messages
     assert "no longer chooses them: s.a;" in told
+
+
+def test_a_pipeline_keeps_the_mode_that_it_was_begun_with(world: World) -> None:
+    """With another one there would be nobody who reads the load, or who follows the changes."""
+    world.start()
+    world.holder.close()
+    world.pipeline = world.pipeline.model_copy(update={"mode": Mode.CHANGES})
+    world.holder = world.new_holder()
+    with pytest.raises(ConfigInvalid, match="was begun with mode: load-and-changes") as caught:
+        world.start()
+    assert "mode: load-and-changes" in caught.value.remedy and "penstock drop" in caught.value.remedy
 
 
 def test_a_restarted_holder_takes_a_new_snapshot_while_the_load_is_unfinished(world: World) -> None:
