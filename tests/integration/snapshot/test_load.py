@@ -9,13 +9,14 @@ from contextlib import closing
 import psycopg
 import pytest
 
-from schemas.errors import PermissionMissing
-from schemas.frontier import Admitted
-from schemas.record import decode_control
+from schemas.errors import LogRewound, PermissionMissing
+from schemas.frontier import Admitted, Claim
+from schemas.record import decode_control, encode_control
 from snapshot import loop, postgres
 from snapshot.loop import SnapshotWorker
 from snapshot.postgres import PostgresReader, PostgresSnapshotSource
 from tests.integration.snapshot.conftest import World
+from transport.topics import Topics
 
 TYPES = """
 create schema shop;
@@ -156,6 +157,14 @@ def test_a_slot_that_an_earlier_attempt_left_behind_is_made_again(world: World) 
     world.run("create schema shop", "create table shop.t (id int primary key)", "insert into shop.t values (1)")
     slot = f"penstock_{world.pipeline.pipeline}"
     world.run(f"select pg_create_logical_replication_slot('{slot}', 'pgoutput')", "insert into shop.t values (2)")
+    holder = world.holder()
+    with pytest.raises(LogRewound, match="begun with another log"):
+        while holder.setup is None:
+            holder.step()
+    world.remove(holder)
+    topics = Topics(world.pipeline.pipeline)
+    with world.log.writer("control") as control:  # the attempt was one with this log
+        control.put(topics.control, encode_control(Claim("who died", 0)))
     world.holder(), world.capture(), world.worker()
     world.load()
     setup = world.setup()
