@@ -98,11 +98,22 @@ def test_a_step_is_one_request_a_partition_and_one_for_the_frontier(
         assert isinstance(writer, KafkaWriter)
         writer.put(names.frontier, b"claim")
         before = settled(writer._producer)
-        for _ in range(20):
+        for _ in range(5):
             writer.append(table(names), row())
             writer._producer.poll(0.001)
         writer.seal(names.frontier, lambda _: b"frontier")
         assert settled(writer._producer) == before + 2
+
+
+def test_no_more_is_handed_to_the_client_than_a_connection_takes(log: KafkaLog, names: Topics) -> None:
+    most = 0
+    with log.writer("load-0") as writer:
+        assert isinstance(writer, KafkaWriter)
+        for _ in range(40):
+            writer.append(table(names), row(bytes(900_000)))
+            most = max(most, len(writer._producer))
+        assert writer.flush() == {table(names): Range(0, 40)}
+    assert 2 <= most <= 8
 
 
 def test_who_follows_does_not_ask_the_broker_each_time_whether_there_is_more(

@@ -127,7 +127,7 @@ class KafkaLog:
         return Usage(0, 0)
 
     def writer(self, purpose: str) -> closing[KafkaWriter]:
-        return closing(KafkaWriter(self._cluster, purpose))
+        return closing(KafkaWriter(self._cluster))
 
     def reader(self) -> closing[KafkaReader]:
         return closing(KafkaReader(self._cluster))

@@ -20,6 +20,13 @@ from transport.log import Block, Partition, Range
 # request that the broker may sync to its disk. Longer than a step takes; what fills a batch goes before.
 _STEP_MS = 100
 
+# A batch too large for its topic would not be split; all of it would fail.
+_BATCH_BYTES = 1_000_000
+
+# While more requests are ready than the connection takes, the client's thread polls without pause. So no more is handed
+# to it than the broker works on and what comes next; it takes one request of a connection at a time.
+_MARKS_AHEAD = 2
+
 _Delivered = Callable[[KafkaError | None, Message], None]
 
 
@@ -54,13 +61,13 @@ class Run:
 class KafkaWriter:
     """One producer, and another one for records that are larger than its memory should be."""
 
-    def __init__(self, cluster: Cluster, purpose: str) -> None:
+    def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._faults, self._dead = cluster, Faults(), False
-        self._load = purpose.startswith("load")
         self._main: Producer | None = self._make(LARGE_BYTES + (1 << 20), 65536)
         self._large: Producer | None = None
         self._largest = 0
         self._known: set[str] = set()
+        self._unmarked = self._marks = 0  # bytes since the last mark, marks that are under way: see `_mark`
         self._runs: dict[Partition, Run] = {}
         self._ends: dict[Partition, int] = {}
         self._ranges: dict[Partition, Range] = {}  # since the last seal
@@ -78,13 +85,15 @@ class KafkaWriter:
                 records.insert(0, run.held)
             run.held = records.pop()
             run.count += block.count
-            at = 0
             if records and not run.begun:
-                run.begun, at = True, 1
-                self._produce(partition, *records[0], run.delivered_first)
+                run.begun = True
+                self._produce(partition, *records.pop(0), run.delivered_first)
             # No callback for the others: it would cost more than sending them does.
-            for key, value in records[at:]:
+            for key, value in records[:-1]:
                 self._produce(partition, key, value, None)
+            if records:
+                self._produce(partition, *records[-1], self._mark(len(block.data)))
+                self._pace()
 
     def flush(self) -> dict[Partition, Range]:
         with self._alive("flush to Kafka"):
@@ -127,20 +136,17 @@ class KafkaWriter:
         return self._main
 
     def _make(self, largest: int, queued_kb: int) -> Producer:
-        compression = (
-            {"compression.type": "zstd", "compression.level": 1} if self._load else {"compression.type": "lz4"}
-        )
         return Producer(
             {
-                **compression,
+                "compression.type": "lz4",
                 **self._cluster.client(
                     self._faults,
                     enable_idempotence=True,
                     acks="all",
                     message_timeout_ms=0,
                     enable_gapless_guarantee=True,
-                    linger_ms=5 if self._load else _STEP_MS,
-                    batch_size=1_000_000,  # a batch too large for the topic is not split, all of it fails
+                    linger_ms=_STEP_MS,
+                    batch_size=_BATCH_BYTES,
                     message_max_bytes=largest,
                     queue_buffering_max_kbytes=queued_kb,
                     queue_buffering_max_messages=1_000_000,
@@ -191,6 +197,27 @@ class KafkaWriter:
         if producer is self._large:
             self._drain(producer)
 
+    def _mark(self, size: int) -> _Delivered | None:
+        """Return a callback for the last record of a block, when a batch has been handed over since the last one."""
+        self._unmarked += size
+        if self._unmarked < _BATCH_BYTES:
+            return None
+        self._unmarked = 0
+        self._marks += 1
+        return self._passed
+
+    def _passed(self, error: KafkaError | None, message: Message) -> None:
+        self._marks -= 1
+
+    def _pace(self) -> None:
+        """Wait until no more than a few batches are under way."""
+        deadline = time.monotonic() + self._cluster.deadline_s
+        while self._marks > _MARKS_AHEAD:
+            if self._producer.poll(0.1):
+                deadline = time.monotonic() + self._cluster.deadline_s
+            elif time.monotonic() >= deadline:
+                raise self._silent()
+
     def _large_producer(self, partition: Partition, size: int) -> Producer:
         """Two producers keep order only if the one is done before the other begins."""
         if self._large is None:
@@ -229,6 +256,7 @@ class KafkaWriter:
         self._drain(self._producer)
         fresh = {partition: self._check(partition, run) for partition, run in self._runs.items()}
         self._runs.clear()
+        self._unmarked = 0
         for partition, added in fresh.items():
             self._ends[partition] = added.end
             self._ranges[partition] = Range(self._ranges.get(partition, added).start, added.end)
