@@ -41,6 +41,19 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
+class Pace:
+    """How long to wait between two looks for the end of a run."""
+
+    def __init__(self) -> None:
+        self._before = 0.0
+
+    def after(self, seconds: float) -> float:
+        """Return the pause after a look that took so long. A single slow one is no measure: the first connects."""
+        pause = min(max(_QUICKEST, _SHARE * min(seconds, self._before)), _SLOWEST)
+        self._before = seconds
+        return pause
+
+
 def watch(
     pipeline: Pipeline,
     *,
@@ -58,7 +71,7 @@ def watch(
     began = now()
     goal: int | None = None
     quick = bounded
-    pause = 0.005
+    pace = Pace()
     complained, failing_since = False, 0.0
     shown = began if isinstance(display, PlainDisplay) else -1e9  # what has just begun is worth no line
     with (
@@ -96,8 +109,7 @@ def watch(
                     complained = True
                 stop.wait(_QUICKEST if started - failing_since < _NEWS_SECONDS else _SLOWEST)
                 continue
-            pause = min(max(_QUICKEST, _SHARE * (now() - started)), _SLOWEST) if quick else min(display.every, _SLOWEST)
-            stop.wait(pause)
+            stop.wait(pace.after(now() - started) if quick else min(display.every, _SLOWEST))
         for line in messages.take():
             display.say(line)
     return 0

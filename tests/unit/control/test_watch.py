@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from control.status import Lag, PipelineStatus, SourceStatus, TableStatus, TargetStatus
-from control.watch import JsonDisplay, LiveDisplay, PlainDisplay, bytes_text, display_for, render, summary
+from control.watch import JsonDisplay, LiveDisplay, Pace, PlainDisplay, bytes_text, display_for, render, summary
 
 LOADING = TableStatus("shop.orders", "loading", 2_000, 1_500, 1_000, 0, Lag(12.5, 3_400_000, "log"))
 LIVE = TableStatus("shop.stock", "live", 40, 40, 40, 7, Lag())
@@ -92,6 +92,12 @@ def test_lines_come_less_and_less_often(capsys: pytest.CaptureFixture[str]) -> N
     assert pauses == sorted(pauses)
     assert pauses[-1] == 5.0
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_looks_that_take_long_come_seldom_but_a_single_one_changes_nothing() -> None:
+    pace = Pace()
+    pauses = [pace.after(seconds) for seconds in (0.05, 0.0005, 0.01, 0.02, 0.2, 0.3)]
+    assert pauses == pytest.approx([0.02, 0.02, 0.02, 0.2, 0.4, 0.5])
 
 
 def test_a_target_that_does_not_answer_is_told_instead_of_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
