@@ -191,8 +191,12 @@ class Apply:
 
     def wait(self, timeout: float) -> None:
         """Return when there may be work again, or after `timeout` seconds."""
-        if self._reader is None or self._setup is None:
+        if self._reader is None:
             time.sleep(min(timeout, 0.2))
+            return
+        if self._setup is None:
+            # What came after the latest step looked is seen by the next one, not much later.
+            self._reader.wait({self._topics.control: self._log.offsets(self._topics.control).end}, min(timeout, 0.2))
             return
         ends = {self._topics.chunks: self._chunks.next}
         if self._cohorts:
