@@ -198,7 +198,12 @@ class Apply:
             # What came after the latest step looked is seen by the next one, not much later.
             self._reader.wait({self._topics.control: self._log.offsets(self._topics.control).end}, min(timeout, 0.2))
             return
-        ends = {self._topics.chunks: self._chunks.next}
+        ends: dict[Partition, int] = {}
+        again = self._looked_at + self._limits.share_every - self._clock()
+        if self._unsettled_anywhere and again > 0:
+            timeout = min(timeout, again)  # there may be new chunks already, but they are not looked at before
+        else:
+            ends[self._topics.chunks] = self._chunks.next
         if self._cohorts:
             ends[self._topics.frontier] = self._cohorts[-1].next
         if self._unsettled:

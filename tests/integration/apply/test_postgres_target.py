@@ -205,6 +205,22 @@ def test_a_row_that_was_read_in_two_snapshots_is_healed(applied: Applied) -> Non
     assert applied.rows("t") == [(1, "a2"), (3, "c2")]
 
 
+def test_a_chunk_that_is_not_looked_at_yet_lets_no_worker_turn_in_circles(applied: Applied) -> None:
+    source = loading()
+    old = source.snapshot()
+    source.plan("t", chunks=2)
+    worker = applied.worker(source, Prepare.CREATE, Limits(share_every=0.5))
+    source.chunk("t", 0, rows(0, 10), old)
+    applied.until(lambda: worker.stats.chunks_loaded == 1, worker)
+    source.chunk("t", 1, rows(10, 20), old)
+    waits = 0
+    while worker.stats.chunks_loaded == 1:
+        if not worker.step():
+            worker.wait(1.0)
+            waits += 1
+    assert waits < 20
+
+
 def test_a_new_generation_begins_again(applied: Applied) -> None:
     source = loading()
     old = source.snapshot()
