@@ -139,6 +139,17 @@ def test_who_follows_does_not_ask_the_broker_each_time_whether_there_is_more(
         assert asked[-1] == names.frontier
 
 
+def test_what_was_read_to_its_end_is_not_fetched_from_any_more(log: KafkaLog, names: Topics) -> None:
+    with log.writer("changes") as writer, log.reader() as reader:
+        assert isinstance(reader, KafkaReader)
+        assert not reader.records(names.control, 0)
+        for n in range(3):
+            writer.put(names.control, b"%d" % n)
+            assert [record.value for record in reader.records(names.control, n)] == [b"%d" % n]
+        assert [record.offset for record in reader.records(names.control, 0, 2)] == [0, 1]
+        assert reader._data._consumer.assignment() == []
+
+
 def test_each_of_the_four_checks_counts(log: KafkaLog, names: Topics) -> None:
     with log.writer("changes") as writer:
         assert isinstance(writer, KafkaWriter)

@@ -12,6 +12,7 @@ from transport.kafka.feed import BLOCK_BYTES, UNUSED_S, Feed, Window
 from transport.log import Block, Partition, Range, Record
 
 _ASK_SECONDS = 5.0  # that nothing has come is believed so long: a request to a broker costs it a millisecond
+_PAGE = 1000  # records that a caller gets at once who reads on
 _AHEAD = 1000  # offsets that are passed over rather than assigned anew
 
 
@@ -29,11 +30,13 @@ class KafkaReader:
 
     def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
         with self._cluster.translated(f"read {name_of(partition)}"):
-            window = self._front.window(partition)
+            window = self._front_feed.window(partition) if self._front_feed is not None else None
             if window is not None and window.low <= start <= window.at + _AHEAD:
                 feed = self._front
             else:  # not waited for, or looked back at: the position at the end must not be given up for that
                 feed = self._data
+                if feed.window(partition) is None and self._cluster.end(partition) == start:
+                    return []
                 window = feed.place(partition, start)
             feed.check(partition, window)
             if not window.holds(start):
@@ -42,7 +45,10 @@ class KafkaReader:
                 else:
                     feed.pump(0)
             feed.make_room(partition, start)
-            return window.records(start, limit)
+            found = window.records(start, limit)
+            if feed is self._data and len(found) < _PAGE:
+                feed.release(partition)  # near its end: if nobody comes again, it would be fetched from for ever
+            return found
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:
         with self._cluster.translated("wait for Kafka"):
