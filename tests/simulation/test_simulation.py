@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
 HISTORIES, SHARES = 5_000, 20
-ENOUGH = 2_000
+ENOUGH = 6_000
 """Histories within which every mistake must be found."""
 
 
