@@ -138,7 +138,8 @@ class KafkaReader:
     @property
     def _front(self) -> Feed:
         if self._front_feed is None:
-            self._front_feed = Feed(self._cluster, self._group, 500)
+            # What is followed later waits for the request under way; longer than this saves little when all is idle.
+            self._front_feed = Feed(self._cluster, self._group, 100)
         return self._front_feed
 
     @property
