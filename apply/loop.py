@@ -60,6 +60,7 @@ class Limits:
     share_every: float = 0.05
     move_seconds: float = 0.05  # for tables that move to their next states, before others get their turn
     failed_every: float = 1.0  # whether a failed table was told to go on
+    together_seconds: float = 10.0  # that those who are ahead wait for tables that are loaded, and about to join them
     settled_every: float = 5.0  # whether the target still is as it was when the last table became live
 
 
@@ -110,7 +111,7 @@ class Apply:
         self._stack = ExitStack()
         self._reader: LogReader | None = None
         self._shares: list[Membership] = []  # of the chunks, and of the groups if it follows
-        self._tasks = (self._follow_ahead, self._follow_behind, self._load_chunk, self._move_tables)
+        self._tasks = (self._move_tables, self._follow_ahead, self._follow_behind, self._load_chunk)
         self._turn = 0
         self.stats = Stats()
 
@@ -134,6 +135,7 @@ class Apply:
         self._loaded_until = -1e9  # when they may be asked for again
         self._to_move: dict[TableId, None] = {}  # in this order
         self._building: set[TableId] = set()  # the target has something to make for them
+        self._arriving: dict[TableId, float] = {}  # loaded, and not live yet; since when
         self._patience = _IMPATIENT
         self._todo: list[tuple[TableId, int, int]] = []
         self._counted: dict[TableId, int] = defaultdict(int)
@@ -204,7 +206,7 @@ class Apply:
             timeout = min(timeout, again)  # there may be new chunks already, but they are not looked at before
         else:
             ends[self._topics.chunks] = self._chunks.next
-        if self._cohorts:
+        if self._cohorts and not self._awaits():
             ends[self._topics.frontier] = self._cohorts[-1].next
         if self._unsettled:
             timeout = min(timeout, self._patience if self._building else self._limits.share_every)
@@ -283,7 +285,7 @@ class Apply:
         """Read everything anew from the target."""
         stored = self._target.groups()
         self._stored = {group: progress for group, progress in stored.items() if group in self._owned}
-        for of_tables in (self._known, self._unsettled, self._unsettled_anywhere, self._failed):
+        for of_tables in (self._known, self._unsettled, self._unsettled_anywhere, self._failed, self._arriving):
             of_tables.clear()
         for table in self._target.tables().values():
             self._learn(table)
@@ -295,6 +297,7 @@ class Apply:
         self._todo.clear()
         self._to_move.clear()
         self._building.clear()
+        self._turn = 0  # first of all it is seen which tables are about to join the others
         self._looked_at = -1e9
         self._cohorts.clear()
         self._moves_due = self._again_due = True
@@ -367,6 +370,10 @@ class Apply:
                 tables.add(table)
             else:
                 tables.discard(table)
+        if progress.state in {TableState.INDEXING, TableState.CATCHING_UP} and self._is_mine(progress):
+            self._arriving.setdefault(table, self._clock())
+        else:
+            self._arriving.pop(table, None)
 
     def _is_mine(self, progress: TableProgress) -> bool:
         return progress.group in self._owned and progress.table in self._made_with
@@ -394,7 +401,16 @@ class Apply:
     # ------------------------------------------------------------------------------------------------ follow
 
     def _follow_ahead(self) -> bool:
-        return bool(self._cohorts) and self._follow(self._cohorts[-1], None)
+        return bool(self._cohorts) and not self._awaits() and self._follow(self._cohorts[-1], None)
+
+    def _awaits(self) -> bool:
+        """Whether those who are ahead wait for tables that are loaded and only have to come to where they stand, so
+        that the target is as of one moment; not for ever, for these may have far to go."""
+        if not self._arriving:
+            return False
+        there = self._cohorts[-1].tables
+        late = self._clock() - self._limits.together_seconds
+        return any(since > late for table, since in self._arriving.items() if table not in there)
 
     def _follow_behind(self) -> bool:
         return len(self._cohorts) > 1 and self._follow(self._cohorts[0], self._cohorts[1])

@@ -391,23 +391,24 @@ class PostgresTarget:
     # ---------------------------------------------------------------------------------------------- after the load
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
+        if not table.made:
+            return True
         definition = version.table
-        statements = after_load(definition, version=self._major) if table.made else []
-        statements.append(f"analyze {quote(*definition.id)}")
-        done = self._build("finish", definition.id, statements)
-        if done and table.made:
+        done = self._build("finish", definition.id, after_load(definition, version=self._major))
+        if done:
             self._look_again({definition.id})
         return done
 
     def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
-        if not table.made:
-            return True
-        statements = self._sequences(version.table)
-        # Keys that are looked at while changes go on would refuse what is right only at the end of a transaction.
-        if self._session.replica or last:
-            statements += self._keys(version.table)
+        # Rows are looked up by their keys whatever is known of them: statistics need not come before the changes.
+        statements = [f"analyze {quote(*version.table.id)}"]
+        keys = version.table.definition.foreign_keys if table.made else ()
+        if table.made:
+            statements += self._sequences(version.table)
+            # Keys that are looked at while changes go on would refuse what is right only at the end of a transaction.
+            if self._session.replica or last:
+                statements += self._keys(version.table)
         done = self._build("tie", version.table.id, statements)
-        keys = version.table.definition.foreign_keys
         if done and keys:
             self._look_again({version.table.id, *(key.references for key in keys if key.references)})
         return done

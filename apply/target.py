@@ -165,12 +165,12 @@ class Target(Protocol):
         table is not loading this generation any more."""
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
-        """Go on with what is made after the load: indexes, unique constraints, statistics. Returns soon: True when
-        all is there, False to be asked again. Several tables may be under way at once."""
+        """Go on with what is made after the load: indexes and unique constraints. Returns soon: True when all is there,
+        False to be asked again. Several tables may be under way at once."""
 
     def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
-        """Go on with the table's foreign keys and the values of its sequences, in the same way; `last` says that no
-        changes follow. Raises `TableRefused` if a key does not hold."""
+        """Go on with statistics, the table's foreign keys and the values of its sequences, in the same way; `last` says
+        that no changes follow. Raises `TableRefused` if a key does not hold."""
 
     def built(self) -> Collection[TableId]:
         """Return the tables for which `finish` or `tie`, having said False, is done since this was asked last."""

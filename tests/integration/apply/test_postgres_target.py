@@ -476,6 +476,59 @@ def test_who_does_not_follow_only_loads_and_leaves_all_tables_at_one_moment(appl
     assert helper.stats.batches == 0
 
 
+def state_of(worker: Apply, table: str) -> TableState | None:
+    progress = worker.tables.get(TableId("public", table))
+    return progress.state if progress else None
+
+
+@pytest.mark.parametrize("reached", [TableState.LOADING, TableState.INDEXING])
+def test_who_is_ahead_waits_for_a_table_that_is_loaded_and_only_has_to_come_there(
+    applied: Applied, reached: TableState
+) -> None:
+    for name in ("small", "large"):
+        applied.sql(f"create table public.{name} (id bigint primary key, body text)")
+    source = loading(("small", Definition()), ("large", Definition()))
+    source.load("small", rows(0, 10))
+    worker = applied.worker(source)
+    applied.until(lambda: state_of(worker, "small") is TableState.LIVE, worker)
+    source.load("large", rows(0, 10))
+    applied.until(lambda: worker.stats.chunks_loaded == 2 and state_of(worker, "large") is reached, worker)
+    worker.close()
+
+    changes = [update(name, "1", "new") for name in ("small", "large")]
+    source.commit(*changes)
+    again = applied.worker(source)
+    of_each = "select body = 'new' from public.{} where id = 1"
+    seen = []
+
+    def both() -> bool:
+        seen.append(tuple(applied.sql(of_each.format(name)) for name in ("small", "large")))
+        return state_of(again, "large") is TableState.LIVE
+
+    applied.until(both, again)
+    applied.catch_up(source, again)
+    assert ([(True,)], [(False,)]) not in seen
+    assert [applied.sql(of_each.format(name)) for name in ("small", "large")] == [[(True,)]] * 2
+
+
+def test_who_is_ahead_does_not_wait_for_ever(applied: Applied) -> None:
+    index = Constraint(
+        name="slow", definition="CREATE INDEX slow ON public.large USING btree (body)", columns=("body",)
+    )
+    source = loading(("small", Definition(columns=COLUMNS)), ("large", Definition(columns=COLUMNS, indexes=(index,))))
+    source.load("small", rows(0, 10))
+    worker = applied.worker(source, Prepare.CREATE, Limits(together_seconds=0.3))
+    applied.until(lambda: state_of(worker, "small") is TableState.LIVE, worker)
+    source.load("large", rows(0, 10))
+    applied.until(lambda: worker.stats.chunks_loaded == 2, worker)
+    with psycopg.connect(applied.url) as other:
+        other.execute("lock table public.large in row exclusive mode")  # keeps the index from being made
+        source.commit(update("small", "1", "new"))
+        applied.until(lambda: applied.sql("select body from public.small where id = 1") == [("new",)], worker)
+        assert state_of(worker, "large") is TableState.INDEXING
+    applied.catch_up(source, worker)
+
+
 # ------------------------------------------------------------------------------------------------- broken connections
 
 
