@@ -453,24 +453,6 @@ def test_a_member_that_is_refused_for_another_reason_says_so(
     broker = make_kafka(settings={"group.consumer.max.size": "1"})
     log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
     log.create_topics(names.fixed())
-    with log.membership("target") as first, log.membership("target") as second:
-        deadline = time.monotonic() + PATIENCE
-        while not first.poll():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        with pytest.raises(LogUnavailable, match="maximum size"):
-            while time.monotonic() < deadline:
-                first.poll(), second.poll()
-                time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_a_member_that_is_refused_for_another_reason_says_so(
-    make_kafka: Callable[..., KafkaServer], names: Topics
-) -> None:
-    broker = make_kafka(settings={"group.consumer.max.size": "1"})
-    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
-    log.create_topics(names.fixed())
     with log.membership("target") as first:
         deadline = time.monotonic() + 2 * PATIENCE
         while not first.poll():
