@@ -200,12 +200,7 @@ class Apply:
             # What came after the latest step looked is seen by the next one, not much later.
             self._reader.wait({self._topics.control: self._log.offsets(self._topics.control).end}, min(timeout, 0.2))
             return
-        ends: dict[Partition, int] = {}
-        again = self._looked_at + self._limits.share_every - self._clock()
-        if self._unsettled_anywhere and again > 0:
-            timeout = min(timeout, again)  # there may be new chunks already, but they are not looked at before
-        else:
-            ends[self._topics.chunks] = self._chunks.next
+        ends = {self._topics.chunks: self._chunks.next}
         if self._cohorts and not self._awaits():
             ends[self._topics.frontier] = self._cohorts[-1].next
         if self._unsettled:
@@ -213,7 +208,8 @@ class Apply:
             self._patience = min(2 * self._patience, self._limits.share_every)
         elif self._is_behind_with_notes():
             timeout = min(timeout, max(0.0, self._noted_at + self._limits.note_every - self._clock()))
-        self._reader.wait(ends, timeout)
+        if self._reader.wait(ends, timeout) and self._unsettled_anywhere:
+            self._looked_at = -1e9  # what has come may be a chunk: it is looked at now, or the next wait would be none
 
     def close(self) -> None:
         """Give up everything; what is unfinished is done again by the next. Never raises.

@@ -139,6 +139,13 @@ def test_who_follows_does_not_ask_the_broker_each_time_whether_there_is_more(
         assert asked[-1] == names.frontier
 
 
+def test_what_nobody_waits_for_is_asked_for_every_time(log: KafkaLog, names: Topics) -> None:
+    with log.writer("changes") as writer, log.reader() as reader:
+        for n in range(3):
+            writer.put(names.frontier, b"%d" % n)
+            assert [record.value for record in reader.records(names.frontier, n, fresh=False)] == [b"%d" % n]
+
+
 def test_what_was_read_to_its_end_is_not_fetched_from_any_more(log: KafkaLog, names: Topics) -> None:
     with log.writer("changes") as writer, log.reader() as reader:
         assert isinstance(reader, KafkaReader)

@@ -40,7 +40,11 @@ class KafkaReader:
                 window = feed.place(partition, start)
             feed.check(partition, window)
             if not window.holds(start):
-                if fresh or time.monotonic() >= self._asked.get(partition, 0.0) + _ASK_SECONDS:
+                # What is not followed is not fetched meanwhile.
+                followed = (
+                    feed is self._front_feed and time.monotonic() < self._asked.get(partition, 0.0) + _ASK_SECONDS
+                )
+                if fresh or not followed:
                     self._fetch(feed, window, partition, start)
                 else:
                     feed.pump(0)
