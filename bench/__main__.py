@@ -36,10 +36,12 @@ def main() -> int:
         for group in GROUPS:
             if group in groups:
                 print(f"{group}:", flush=True)
-                {"load": _load, "changes": _changes, "latency": _latency, "scale": _scale}[group](
-                    made, report, options, kafka
-                )
-                report.write(options.output, named, shlex.join(["python -m bench", *sys.argv[1:]]).replace("'", ""))
+                try:
+                    {"load": _load, "changes": _changes, "latency": _latency, "scale": _scale}[group](
+                        made, report, options, kafka
+                    )
+                finally:  # what was measured before somebody stopped it is kept
+                    report.write(options.output, named, shlex.join(["python -m bench", *sys.argv[1:]]).replace("'", ""))
     print(f"written: {options.output}")
     return 0
 

@@ -108,9 +108,11 @@ def many_tables(stage: Stage, database: str, tables: int) -> None:
 def idle(service: Service, seconds: float) -> float:
     """Return what all processes of a service cost together while nothing happens, in percent of one core."""
     processes = [service.process.pid, *descendants(service.process.pid)]
-    before = cpu_seconds(processes)
+    before = {pid: cpu_seconds([pid]) for pid in processes}
     time.sleep(seconds)
-    return 100 * (cpu_seconds(processes) - before) / seconds
+    # One that has ended meanwhile, as the load's workers do, has no figure at the end.
+    stayed = {service.process.pid, *descendants(service.process.pid)}
+    return 100 * sum(cpu_seconds([pid]) - before[pid] for pid in processes if pid in stayed) / seconds
 
 
 def rate(stage: Stage, rows: int, tables: int) -> float:
