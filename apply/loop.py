@@ -205,7 +205,7 @@ class Apply:
             ends[self._topics.frontier] = self._cohorts[-1].next
         if self._unsettled:
             timeout = min(timeout, self._patience if self._building else self._limits.share_every)
-            self._patience = min(2 * self._patience, self._limits.share_every)
+            self._patience = min(2 * self._patience, self._limits.share_every) if self._building else _IMPATIENT
         elif self._is_behind_with_notes():
             timeout = min(timeout, max(0.0, self._noted_at + self._limits.note_every - self._clock()))
         if self._reader.wait(ends, timeout) and self._unsettled_anywhere:

@@ -117,11 +117,8 @@ class PostgresSource:
 
     def occupied(self) -> str:
         """See `Source.occupied`."""
-        deadline = self._clock() + ACQUIRE_SECONDS
         with translated("source", f"looking who reads slot {self._setup.slot}"):
-            while (reader := replication.slot_reader(self._catalogue(), self._setup.slot)) and self._clock() < deadline:
-                time.sleep(0.05)
-        return reader
+            return replication.slot_reader(self._catalogue(), self._setup.slot, ACQUIRE_SECONDS)
 
     def start(self, after: int, epoch: int) -> None:
         """See `Source.start`. Also raises `PrerequisiteMissing` if the publications do not hold the plan's tables."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -84,16 +83,13 @@ def _reader(pipeline: Pipeline) -> str:
     from engines.postgres.errors import translated
     from engines.postgres.replication import slot_reader
 
-    deadline = time.monotonic() + _READER_SECONDS
     url = pipeline.source.url.get_secret_value()
     with (
         contextlib.suppress(ReplicationError),  # told when the slot is to be dropped
         translated("source", "looking whether the pipeline runs"),
         contextlib.closing(connect(url, role="control", application="penstock drop")) as connection,
     ):
-        while (reader := slot_reader(connection, slot_name(pipeline))) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return reader
+        return slot_reader(connection, slot_name(pipeline), _READER_SECONDS)
     return ""
 
 

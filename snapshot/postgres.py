@@ -20,6 +20,7 @@ from engines.postgres.connect import connect
 from engines.postgres.errors import translated
 from engines.postgres.quoting import literal, quote
 from engines.postgres.replication import (
+    BACKEND,
     create_slot,
     current_snapshot,
     drop_slot,
@@ -49,10 +50,8 @@ LOCK_CLASS = 0x50454E53
 
 CLAIM = "select pg_try_advisory_lock(%(namespace)s::int4, %(key)s::int4)"
 
-CLAIMED = """
-select format('process %%s of the source (application %%s%%s)', l.pid,
-              coalesce(nullif(a.application_name, ''), '?'),
-              ', from ' || host(a.client_addr))
+CLAIMED = f"""
+select {BACKEND.format(pid="l.pid")}
   from pg_locks l
   left join pg_stat_activity a on a.pid = l.pid
  where l.locktype = 'advisory' and l.granted

@@ -79,10 +79,14 @@ select s.confirmed_flush_lsn::text, s.restart_lsn::text, s.active_pid, s.databas
 """Columns that an older server lacks are taken from the row as JSON, where they are just missing."""
 
 
-READER = """
-select format('process %%s of the source (application %%s%%s)', s.active_pid,
-              coalesce(nullif(a.application_name, ''), '?'),
-              ', from ' || host(a.client_addr))
+BACKEND = """
+format('process %%s of the source (application %%s%%s)', {pid}, coalesce(nullif(a.application_name, ''), '?'),
+       ', from ' || host(a.client_addr))
+"""
+"""What a process is called for people; `a` is its row of `pg_stat_activity`, if we may see it."""
+
+READER = f"""
+select {BACKEND.format(pid="s.active_pid")}
   from pg_replication_slots s
   left join pg_stat_activity a on a.pid = s.active_pid
  where s.slot_name = %(slot)s and s.active_pid is not null
@@ -241,9 +245,12 @@ def slot_state(conn: psycopg.Connection, slot: str) -> SlotState | None:
     )
 
 
-def slot_reader(conn: psycopg.Connection, slot: str) -> str:
-    """Return who streams from a slot, for people; empty if nobody does."""
-    found = ask(conn, READER, slot=slot)
+def slot_reader(conn: psycopg.Connection, slot: str, patience: float) -> str:
+    """Return who streams from a slot, for people; empty if nobody does. One that reads has so many seconds to go: the
+    server takes a moment to notice a client that died."""
+    deadline = time.monotonic() + patience
+    while (found := ask(conn, READER, slot=slot)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return str(found[0][0]) if found else ""
 
 

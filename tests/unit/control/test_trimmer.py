@@ -314,6 +314,11 @@ def leave_behind(world: World) -> None:
     world.source.loads.flush()
 
 
+def late_chunk(load: Partition) -> Manifest:
+    """What names those two records after all."""
+    return Manifest("public", "a", 1, 3, 0, load.topic, load.number, start=3, end=5, rows=2, bytes=1)
+
+
 def almost_full(world: World, monkeypatch: pytest.MonkeyPatch) -> Trimmer:
     monkeypatch.setattr(world.log, "usage", lambda: Usage(75, 100))
     return world.trimmer(replace(EVERYTHING, still=10.0))
@@ -361,7 +366,7 @@ def test_a_chunk_whose_rows_were_freed_before_it_was_final_is_read_again(
     load, chunks = full.source.topics.load(A), full.source.topics.chunks
     leave_behind(full)
     full.run(almost_full(full, monkeypatch), 150)
-    late = Manifest("public", "a", 1, 3, 0, load.topic, load.number, start=3, end=5, rows=2, bytes=1)
+    late = late_chunk(load)
     full.source.control.put(chunks, encode_control(late))
     view = Chunks(full.source.reader, full.source.topics)
     view.refresh()
@@ -380,7 +385,7 @@ def test_a_chunk_that_becomes_final_while_it_is_about_to_be_freed_stays(
     trimmer = almost_full(full, monkeypatch)
     full.run(trimmer, 50)
     assert full.log.offsets(load) == Range(3, 5)
-    manifest = Manifest("public", "a", 1, 3, 0, load.topic, load.number, start=3, end=5, rows=2, bytes=1)
+    manifest = late_chunk(load)
 
     kind = type(full.source.control)
     put_all = kind.put_all
