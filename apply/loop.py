@@ -632,7 +632,7 @@ class Apply:
             progress=progress,
             error=f"{type(cause).__name__}: {cause}",
             remedy=cause.remedy,
-            failed_in=before.state.value,
+            stopped_in=before.state.value,
         )
         self._write(Batch(groups, [move]))
         self.stats.failures += 1
@@ -874,7 +874,7 @@ class Apply:
             rows=0,
             error="",
             remedy="",
-            failed_in="",
+            stopped_in="",
         )
         if progress.generation < 0:
             return move
@@ -939,7 +939,7 @@ class Apply:
 
 def _is_loading(progress: TableProgress) -> bool:
     """Whether a table takes another generation. One that is past its load has all of a generation that was complete."""
-    return TableState.LOADING in {progress.state, progress.failed_in}
+    return TableState.LOADING in {progress.state, progress.stopped_in}
 
 
 def _forgotten() -> LogRewound:

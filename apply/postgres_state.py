@@ -48,8 +48,8 @@ on conflict do nothing
 ADD_TABLE = """
 insert into penstock.tables (pipeline, table_schema, table_name, grp, state, schema_id, generation, frontier, epoch,
                              position, commit_time, captured_at, snapshot, rows_loaded, made, tied, error, remedy,
-                             failed_in, changes)
-values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+                             stopped_in, command, changes)
+values (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 on conflict do nothing
 """
 
@@ -61,7 +61,8 @@ where pipeline = %s
 
 TABLES = """
 select table_schema, table_name, grp, state, schema_id, generation, frontier, epoch, position, commit_time,
-       captured_at, snapshot, rows_loaded, changes, made, tied, error, remedy, failed_in
+       captured_at, snapshot, rows_loaded, changes, made, tied, error, remedy, stopped_in,
+       command
 from penstock.tables
 where pipeline = %s
 order by table_schema, table_name
@@ -90,7 +91,7 @@ MOVE_TABLE = """
 update penstock.tables
 set state = $8, schema_id = $9, generation = $10, frontier = $11, epoch = $12, position = $13, commit_time = $14,
     captured_at = $15, snapshot = $16, rows_loaded = $17, made = $18, tied = $19, error = $20, remedy = $21,
-    failed_in = $22, updated_at = clock_timestamp()
+    stopped_in = $22, command = $23, updated_at = clock_timestamp()
 where pipeline = $1 and table_schema = $2 and table_name = $3
   and state = $4 and generation = $5 and frontier = $6 and epoch = $7
 """
@@ -130,8 +131,8 @@ IS_EMPTY = "select not exists (select from penstock.pipelines)"
 
 RESUME = """
 update penstock.tables
-set state = case when failed_in in ('live', 'catching-up') then 'catching-up' else failed_in end,
-    error = '', remedy = '', failed_in = '', updated_at = clock_timestamp()
+set state = case when stopped_in in ('live', 'catching-up') then 'catching-up' else stopped_in end,
+    error = '', remedy = '', stopped_in = '', updated_at = clock_timestamp()
 where pipeline = %s and state = 'failed'
 """
 RESUME_ONE = f"{RESUME} and table_schema = %s and table_name = %s"
@@ -212,7 +213,8 @@ def _state(table: TableProgress) -> list[object]:
     """Return what may change of a table's row, in the order of the columns."""
     found: list[object] = [table.state.value, table.schema_id, table.generation]
     found += table.progress[:-1]  # its roster is a group's
-    return [*found, table.snapshot, table.rows, table.made, table.tied, table.error, table.remedy, table.failed_in]
+    found += [table.snapshot, table.rows, table.made, table.tied, table.error, table.remedy, table.stopped_in]
+    return [*found, table.command]
 
 
 def chunks(connection: psycopg.Connection, pipeline: str) -> dict[tuple[TableId, int], set[int]]:

@@ -56,7 +56,8 @@ class TableProgress:
     tied: bool = False  # its foreign keys are made, or not ours to make
     error: str = ""
     remedy: str = ""
-    failed_in: str = ""  # the state that the error came in, to go on from
+    stopped_in: str = ""  # the state that it failed or was paused in, to go on from
+    command: int = -1  # offset in `p.chunks` of the last command that was carried out
 
 
 @dataclass(frozen=True, slots=True)

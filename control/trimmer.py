@@ -122,7 +122,7 @@ def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Parti
 def _loads(progress: TableProgress, load: TableChunks) -> bool:
     """Whether a target may still load chunks of the plan that counts; one that is outdated is begun by nobody."""
     assert load.plan is not None
-    state = TableState(progress.failed_in) if progress.state is TableState.FAILED else progress.state
+    state = TableState(progress.stopped_in) if progress.state is TableState.FAILED else progress.state
     begun = progress.generation == load.plan.generation
     return state in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
 

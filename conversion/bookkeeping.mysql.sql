@@ -41,7 +41,8 @@ CREATE TABLE IF NOT EXISTS penstock.tables (
 	tied BOOL NOT NULL, 
 	error TEXT NOT NULL, 
 	remedy TEXT NOT NULL, 
-	failed_in TEXT NOT NULL, 
+	stopped_in TEXT NOT NULL, 
+	command BIGINT NOT NULL, 
 	updated_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
 	PRIMARY KEY (pipeline, table_schema, table_name)
 );

@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS penstock.tables (
 	tied BOOLEAN NOT NULL, 
 	error TEXT NOT NULL, 
 	remedy TEXT NOT NULL, 
-	failed_in TEXT NOT NULL, 
+	stopped_in TEXT NOT NULL, 
+	command BIGINT NOT NULL, 
 	updated_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL, 
 	PRIMARY KEY (pipeline, table_schema, table_name)
 )

@@ -96,7 +96,8 @@ Table(
     _value("tied", Boolean),
     _value("error", Text),
     _value("remedy", Text),
-    _value("failed_in", Text),
+    _value("stopped_in", Text),
+    _value("command", BigInteger),
     _value("updated_at", MOMENT, _clock()),
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0.1, "autovacuum_vacuum_threshold": 2000},
 )

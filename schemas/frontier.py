@@ -8,6 +8,7 @@ is commit order; offsets are places in the log, always the next to read.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 FIRST_TABLE_SCHEMA = 64
@@ -168,7 +169,32 @@ class Freed:
     at: int
 
 
-ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed
+class CommandKind(StrEnum):
+    """What can be asked for a table while everything else runs."""
+
+    PAUSE = "pause"  # stop where it stands; its group goes on
+    RESUME = "resume"  # go on from where it was paused, or failed
+    RELOAD = "reload"  # load it anew, all of it or the rows that `where` names
+    SKIP = "skip"  # leave it as it is, for good
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Somebody asks for something. In `p.chunks`, so that everybody sees it in one order with plans and chunks.
+
+    Each target carries it out once: it stores the offset of the last command for a table beside the table's state.
+    """
+
+    kind: str  # a CommandKind
+    table_schema: str
+    table_name: str
+    target: str  # empty: all
+    where: str  # of a reload: a condition in the source's SQL; empty: the whole table
+    by: str  # who, for people
+    at: int
+
+
+ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Command
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,12 @@ from typing import Any, get_args, get_origin, get_type_hints
 import fastavro
 
 from schemas.errors import DecodeError
+from schemas.events import Event
 from schemas.frontier import (
     FIRST_TABLE_SCHEMA,
     Admitted,
     Claim,
+    Command,
     ControlRecord,
     Freed,
     Frontier,
@@ -156,6 +158,8 @@ _CONTROL: dict[int, type[Any]] = {
     8: Trimmed,
     9: Admitted,
     10: Freed,
+    11: Command,
+    12: Event,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}
@@ -221,7 +225,7 @@ def _maker(kind: Any) -> Callable[[Any], Any] | None:
 _MAKERS = {number: _maker(kind) for number, kind in _CONTROL.items()}
 
 
-def encode_control(record: ControlRecord | TableRegistered | Setup | Trimmed) -> bytes:
+def encode_control(record: ControlRecord | TableRegistered | Setup | Trimmed | Event) -> bytes:
     """Return a control record as a value of the log."""
     number = _IDS[type(record)]
     out = io.BytesIO()

@@ -15,3 +15,9 @@ class TableState(StrEnum):
     CATCHING_UP = "catching-up"  # replays alone from its own next frontier to where its group stands
     LIVE = "live"  # is applied with its group
     FAILED = "failed"  # stopped with an error, kept with the state; its group goes on
+    PAUSED = "paused"  # stopped because somebody asked for it; the log keeps what it needs to go on
+    SKIPPED = "skipped"  # left as it is for good, because somebody asked for it: only a reload brings it back
+
+
+STOPPED = frozenset({TableState.FAILED, TableState.PAUSED, TableState.SKIPPED})
+"""The states in which nothing is applied to a table, while its group goes on."""

@@ -21,6 +21,7 @@ class Topics:
         self.chunks = Partition(f"{pipeline}.chunks")
         self.tables = Partition(f"{pipeline}.tables")
         self.control = Partition(f"{pipeline}.control")
+        self.events = Partition(f"{pipeline}.events")
         self.work = f"{pipeline}.work"
 
     def fixed(self) -> list[Topic]:
@@ -30,6 +31,7 @@ class Topics:
             Topic(self.chunks.topic),
             Topic(self.tables.topic),  # every version is needed for as long as there are records of it
             Topic(self.control.topic),
+            Topic(self.events.topic),
             Topic(self.work, WORK_PARTITIONS),
         ]
 

@@ -18,6 +18,7 @@ from schemas.frontier import (
     HEAL,
     Admitted,
     Claim,
+    Command,
     Freed,
     Frontier,
     Manifest,
@@ -223,6 +224,7 @@ class Chunks:
         self.snapshots: dict[int, SnapshotTaken] = {}
         self.tables: dict[TableId, TableChunks] = {}
         self.admitted: Admitted | None = None
+        self.commands: list[tuple[int, Command]] = []  # in order, with their offsets
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
         self.superseded: dict[Partition, int] = {}  # the ends of chunks that do not count, or not any more
         self._trimmed = 0
@@ -245,6 +247,9 @@ class Chunks:
                     continue
                 if isinstance(entry, Admitted):
                     self._admit(entry)
+                    continue
+                if isinstance(entry, Command):
+                    self.commands.append((record.offset, entry))
                     continue
                 if isinstance(entry, Freed):
                     partition = Partition(entry.topic, entry.partition)

@@ -180,6 +180,8 @@ def place_of(names: Topics, partition: Partition) -> str:
         return f"load-{partition.number}"
     if topic == names.chunks.topic:
         return "chunks"
+    if topic == names.events.topic:
+        return "events"
     if topic in (names.tables.topic, names.control.topic, names.work):
         return "control"
     return "changes"

@@ -320,22 +320,22 @@ def test_a_failed_table_may_be_resumed_or_loaded_again(applied: Applied) -> None
     assert applied.rows("t") == [(0, "twice"), (1, "row 1"), (2, "row 2"), (9, "nine")]
 
 
-@pytest.mark.parametrize("failed_in", [TableState.LOADING, TableState.LIVE])
+@pytest.mark.parametrize("stopped_in", [TableState.LOADING, TableState.LIVE])
 def test_a_failed_table_that_the_log_kept_nothing_for_fails_again_and_stops_no_other(
-    applied: Applied, failed_in: TableState
+    applied: Applied, stopped_in: TableState
 ) -> None:
-    check = "check (body <> 'row 1')" if failed_in is TableState.LOADING else ""
+    check = "check (body <> 'row 1')" if stopped_in is TableState.LOADING else ""
     applied.sql(f"create table public.t (id bigint primary key, body text {check})")
     applied.sql("create table public.other (id bigint primary key, body text)")
     source = Source(make_table("t"), make_table("other"), mode=Mode.LOAD_AND_CHANGES)
     source.load("other", rows(0, 3))
     source.load("t", rows(0, 3), chunks=3)
     worker = applied.worker(source)
-    if failed_in is TableState.LIVE:
+    if stopped_in is TableState.LIVE:
         applied.catch_up(source, worker)
     source.commit(insert("t", "0", "twice"), insert("other", "3", "row 3"))
     applied.until(lambda: T in worker.tables and worker.tables[T].state is TableState.FAILED, worker)
-    assert applied.state("t").failed_in == failed_in
+    assert applied.state("t").stopped_in == stopped_in
     source.commit(insert("t", "9", "nine"), insert("other", "4", "row 4"))
     applied.catch_up(source, worker)
     worker.close()  # it notes how far its groups are

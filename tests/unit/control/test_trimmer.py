@@ -411,9 +411,9 @@ def test_a_chunk_that_becomes_final_while_it_is_about_to_be_freed_stays(
     [
         ({"state": TableState.WAITING, "generation": -1}, 0),
         ({"generation": 0}, 0),
-        ({"state": TableState.FAILED, "failed_in": "loading"}, 1),
-        ({"state": TableState.FAILED, "failed_in": "waiting", "generation": -1}, 0),
-        ({"state": TableState.FAILED, "failed_in": "catching-up"}, 3),
+        ({"state": TableState.FAILED, "stopped_in": "loading"}, 1),
+        ({"state": TableState.FAILED, "stopped_in": "waiting", "generation": -1}, 0),
+        ({"state": TableState.FAILED, "stopped_in": "catching-up"}, 3),
         ({"state": TableState.INDEXING}, 3),
         ({"state": TableState.LIVE, "generation": 0}, 3),
     ],
@@ -435,7 +435,7 @@ def test_when_the_log_is_almost_full_a_table_that_failed_while_it_was_loaded_hol
     full.targets["t0"].live(full.commit("a", 5)[-1] + 1, A)
     failing = full.targets["t1"]
     failing.loads({0})
-    failing.known = {A: replace(failing.known[A], state=TableState.FAILED, failed_in="loading")}
+    failing.known = {A: replace(failing.known[A], state=TableState.FAILED, stopped_in="loading")}
     failing.reached = full.targets["t0"].reached
     full.run(full.trimmer())
     load, frontiers = full.source.topics.load(A), full.source.topics.frontier
