@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,6 +44,20 @@ class Prepare(StrEnum):
     TRUNCATE = "truncate"
     DROP_AND_CREATE = "drop-and-create"
     KEEP = "keep"
+
+
+class OnRowError(StrEnum):
+    """What becomes of a row that a target refuses."""
+
+    PAUSE_TABLE = "pause-table"
+    SET_ASIDE = "set-aside"  # it goes to the dead letters, and what follows under its key waits behind it
+
+
+@dataclass(frozen=True, slots=True)
+class TablePolicy:
+    """What is done with one table of one target, where there is a choice."""
+
+    on_row_error: OnRowError = OnRowError.PAUSE_TABLE
 
 
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -105,7 +120,30 @@ class SourceSettings(_Model):
     _url = field_validator("url")(_database_url)
 
 
-class TargetSettings(_Model):
+class Choices(_Model):
+    """What a file may say of tables; `TablePolicy` has the same fields, and what holds where nothing is said."""
+
+    on_row_error: OnRowError | None = None
+
+
+class Rule(Choices):
+    """What a file says of the tables that fit."""
+
+    tables: tuple[str, ...] = Field(min_length=1)
+
+
+class _Chooses(Choices):
+    """A place of the file that says something of all its tables, and of some of them by rules."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def said_of(self, table: TableId) -> Iterator[Choices]:
+        """Yield what is said of a table; the last word counts."""
+        yield self
+        yield from (rule for rule in self.rules if matches(table, rule.tables))
+
+
+class TargetSettings(_Chooses):
     name: str = Field(pattern=r"^[a-z0-9_-]{1,40}$")
     url: SecretStr
     prepare: Prepare = Prepare.CREATE
@@ -158,7 +196,7 @@ def _address_or_mapping(value: object) -> object:
     return {"url": value} if value is None or isinstance(value, str) else value
 
 
-class Pipeline(_Model):
+class Pipeline(_Chooses):
     """One source, its tables, and the targets they go to."""
 
     pipeline: str = Field(pattern=r"^[a-z0-9_]{1,40}$")
@@ -184,6 +222,21 @@ class Pipeline(_Model):
         names = ", ".join(target.name for target in self.targets)
         raise ConfigInvalid(f"{self.where('targets')}there is no target {name!r}", remedy=f"one of {names}")
 
+    def policies(self, target: str) -> Callable[[TableId], TablePolicy]:
+        """Return what says how a target's tables are dealt with: what the file says of all targets, then what it says
+        of this one, and in both what it says of all tables before its rules, in their order; the last word counts."""
+        places = (self, self.target(target))
+
+        def policy(table: TableId) -> TablePolicy:
+            found = TablePolicy()
+            for place in places:
+                for choices in place.said_of(table):
+                    said = {field.name: getattr(choices, field.name) for field in fields(TablePolicy)}
+                    found = replace(found, **{name: choice for name, choice in said.items() if choice is not None})
+            return found
+
+        return policy
+
     def where(self, *path: str | int) -> str:
         """Return `file:line: ` of a value in the file, or of the nearest that stands there; empty without a file."""
         return self._lines.where(path) if self._lines else ""
@@ -193,7 +246,11 @@ class Pipeline(_Model):
         names = [str(table) for table in tables]
         chosen = [name for name in names if matches_name(name, self.tables)]
         lists: list[tuple[tuple[str | int, ...], tuple[str, ...], list[str]]] = [(("tables",), self.tables, names)]
-        lists += [(("targets", i, "tables"), target.tables, chosen) for i, target in enumerate(self.targets)]
+        lists += [(("rules", i, "tables"), rule.tables, chosen) for i, rule in enumerate(self.rules)]
+        for i, target in enumerate(self.targets):
+            lists.append((("targets", i, "tables"), target.tables, chosen))
+            its = [name for name in chosen if matches_name(name, target.tables)]
+            lists += [(("targets", i, "rules", j, "tables"), rule.tables, its) for j, rule in enumerate(target.rules)]
         for path, patterns, candidates in lists:
             for i, pattern in enumerate(patterns):
                 # One that excludes may guard against tables that come and go.
@@ -361,6 +418,9 @@ def _keys(path: tuple[str | int, ...]) -> list[str]:
         "targets": TargetSettings,
         "log": LogSettings,
         "workers": Workers,
+        "rules": Rule,
     }
-    model = models.get(str(path[0]), Pipeline) if path else Pipeline
+    # The innermost name tells, whatever number of a list it stands under.
+    names = [name for name in path if isinstance(name, str)]
+    model = models.get(names[-1], Pipeline) if names else Pipeline
     return [_hyphens(name) for name in model.model_fields]

@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import ConfigInvalid
-from schemas.pipeline import LogSettings, Mode, Pipeline, Prepare, duration, load_pipeline, matches, size
+from schemas.pipeline import (
+    LogSettings,
+    Mode,
+    OnRowError,
+    Pipeline,
+    Prepare,
+    duration,
+    load_pipeline,
+    matches,
+    size,
+)
 from schemas.table import TableId
 
 GOOD = """\
@@ -90,6 +100,9 @@ def test_no_secret_is_in_the_representation(tmp_path: Path) -> None:
         ("mode: load-and-changes", "workers: {snapshot: 0}", 7, "workers.snapshot"),
         ("mode: load-and-changes", "mode: [load", 8, "not YAML"),
         ('tables: ["public.*", "!public.tmp_*"]', "tables: public.*", 4, "tables has to be a list"),
+        ("    prepare: create", "    on-row-error: drop-it", 11, "on-row-error"),
+        ("    prepare: create", "    rules: [{on-row-error: set-aside}]", 11, "'tables' is missing"),
+        ("    prepare: create", "    rules: [{tables: [a], what: set-aside}]", 11, "unknown key 'what'"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
@@ -133,6 +146,40 @@ def test_a_pattern_that_matches_nothing_is_told_with_its_line(tmp_path: Path) ->
         pipeline.require_matches([TableId("public", "customers")])
     with pytest.raises(ConfigInvalid, match=r"pipeline.yaml:4: no table fits 'public.\*'"):
         pipeline.require_matches([TableId("other", "x")])
+
+
+def test_the_last_word_on_a_table_counts_and_the_target_has_it(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "mode: load-and-changes",
+        """
+rules:
+  - {tables: ["public.o*"], on-row-error: set-aside}
+  - {tables: ["public.orders"], on-row-error: pause-table}""",
+    )
+    text = text.replace(
+        "    prepare: create",
+        """
+    on-row-error: set-aside
+    rules:
+      - {tables: ["public.c*"], on-row-error: pause-table}
+      - {tables: ["public.customers"], on-row-error: set-aside}""",
+    )
+    pipeline = load(tmp_path, text)
+
+    def set_aside(target: str) -> set[str]:
+        policy = pipeline.policies(target)
+        names = ("orders", "others", "customers", "cities", "x")
+        return {n for n in names if policy(TableId("public", n)).on_row_error is OnRowError.SET_ASIDE}
+
+    assert set_aside("reports") == {"others"}
+    assert set_aside("copy") == {"orders", "others", "customers", "x"}
+
+
+def test_a_rule_that_fits_no_table_is_told_with_its_line(tmp_path: Path) -> None:
+    rule = '    rules: [{tables: ["public.orders", "public.orderz"], on-row-error: set-aside}]'
+    pipeline = load(tmp_path, GOOD.replace("    prepare: create", rule))
+    with pytest.raises(ConfigInvalid, match=r"pipeline.yaml:11: no table fits 'public.orderz'"):
+        pipeline.require_matches([TableId("public", "orders")])
 
 
 def test_excluding_patterns_win_wherever_they_stand() -> None:
