@@ -24,6 +24,7 @@ cdef enum:
     OP_DELETE = 2
     OP_TRUNCATE = 3
     OP_READ = 4
+    OP_DEFINE = 5
 
 cdef class Layout:
     cdef readonly object schema_id

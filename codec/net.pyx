@@ -270,7 +270,7 @@ cdef class Net:
                 if left(&key) < 5 or key.at[0] != 0 or load32(key.at + 1) != schema + 1:
                     malformed(b"a key of another schema than its value")
                 key.at += 5
-            elif self.layout.key_width and head.op != OP_TRUNCATE:
+            elif self.layout.key_width and head.op != OP_TRUNCATE and head.op != OP_DEFINE:
                 malformed(b"a change without key of a table with one")
             unchanged = self.get_rows(&value, &row_before, &row_after, True)
             self.fold(<int>head.op, &key, unchanged, &row_before, &row_after)
@@ -340,6 +340,8 @@ cdef class Net:
         cdef Reader old_key, columns, row, origin
         cdef const uint8_t* blank = NULL
         cdef bint made = False, moved = False
+        if op == OP_DEFINE:
+            return 0
         if op == OP_TRUNCATE:
             self.entries = self.arranged = 0
             memset(self.place, 0, self.places * sizeof(uint32_t))

@@ -65,6 +65,13 @@ class ChangeDecoder:
         are. Raises `DecodeError` like `feed`.
         """
 
+    def append_definition(self, layout: Layout, slot: int) -> None:
+        """Append a DEFINE record to `slot`: from here on the table is what the layout's schema id says.
+
+        Inside a transaction it belongs to that; outside to none, and counts as older than all that is still to come: it
+        bears the position of the last whole transaction, and the largest id so far.
+        """
+
     def take(self) -> dict[int, tuple[int, bytes, frozenset[int]]]:
         """Hand over and forget the records of every slot that has any: count, framed block, schema ids in it.
 

@@ -321,8 +321,6 @@ cdef class ChangeDecoder:
 
     cdef int begin(self, Reader* reader) except -1:
         cdef int64_t lsn, time, xid
-        cdef uint8_t room[64]
-        cdef Buffer text
         if self.inside:
             return malformed(b"a transaction that begins inside another")
         need(reader, 20)
@@ -343,11 +341,18 @@ cdef class ChangeDecoder:
         self.xid = xid
         self.commit_lsn = lsn
         self.commit_time = time
+        self.set_lead(lsn, xid, time)
+        return E_BEGIN
+
+    cdef int set_lead(self, int64_t position, int64_t xid, int64_t time) except -1:
+        """Prepare what the records of a transaction have in common."""
+        cdef uint8_t room[64]
+        cdef Buffer text
         text.data = room
         text.capacity = sizeof(room)
         text.size = 0
         put_long(&text, self.epoch)
-        put_long(&text, lsn)
+        put_long(&text, position)
         put_long(&text, xid)
         self.lead_size = text.size
         memcpy(self.lead, room, text.size)
@@ -355,7 +360,7 @@ cdef class ChangeDecoder:
         put_long(&text, time)
         self.trail_size = text.size
         memcpy(self.trail, room, text.size)
-        return E_BEGIN
+        return 0
 
     cdef int commit(self, Reader* reader) except -1:
         cdef int64_t lsn, end
@@ -599,6 +604,24 @@ cdef class ChangeDecoder:
         self.slot[binding.slot].records += 1
         binding.noted = self.hand_over
         (<set>self.schema_ids[binding.slot]).add(layout.schema_id)
+
+    def append_definition(self, Layout layout not None, slot):
+        cdef size_t index = self.slot_index(int(slot))
+        cdef Buffer* out = &self.slot[index].buffer
+        cdef size_t frame = out.size
+        if self.inside:
+            self.ordinal += 1
+        else:
+            self.set_lead(self.last_position, self.largest, self.commit_time)
+            self.ordinal = 1
+        reserve(out, 100)
+        out.size += 8
+        self.put_head(OP_DEFINE, layout, out)
+        put(out, b"\0\0\0", 3)
+        store32_little(out.data + frame, NONE)
+        store32_little(out.data + frame + 4, <uint32_t>(out.size - frame - 8))
+        self.slot[index].records += 1
+        (<set>self.schema_ids[index]).add(layout.schema_id)
 
     # --------------------------------------------------------------------------------------------- hand-over
 

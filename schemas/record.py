@@ -64,6 +64,7 @@ class Op(IntEnum):
     DELETE = 2
     TRUNCATE = 3
     READ = 4  # by a load
+    DEFINE = 5  # nothing to a row: from here on the table is what the schema id says
 
 
 def avro_name(name: str, taken: set[str]) -> str:

@@ -233,6 +233,12 @@ def test_records_of_other_tables_in_a_shared_topic_are_passed_over() -> None:
     assert left.rows() == (1, b"1\ta\t1.0\t\\N\n")
 
 
+def test_a_definition_does_nothing_to_rows() -> None:
+    left = added(Change(Op.INSERT, after=ROW), Change(Op.DEFINE), Change(Op.INSERT, after=("2", *ROW[1:])))
+    assert left.insert_only and left.records == 3
+    assert left.rows()[0] == 2
+
+
 @pytest.mark.parametrize("before", [Change(Op.DELETE, before=ROW), Change(Op.TRUNCATE)])
 def test_an_update_that_needs_a_value_that_is_gone_is_out_of_order(before: Change) -> None:
     with pytest.raises(OrderViolated):

@@ -217,6 +217,25 @@ def test_a_truncate_is_appended_only_where_it_is_wanted() -> None:
     assert decoder.take() == {1: (1, records.frames([(None, records.value_of(KEYLESS, change))]), frozenset({66}))}
 
 
+def test_a_definition_belongs_to_the_transaction_that_it_is_appended_in() -> None:
+    decoder = started(PAIR)
+    decoder.feed(insert(PAIR, "1", "a"))
+    decoder.append_definition(layout(KEYLESS), 0)
+    count, block, schemas = decoder.take()[0]
+    row = records.Change(Op.INSERT, 7, 500, 1001, 0, TIME, after=("1", "a"))
+    change = records.Change(Op.DEFINE, 7, 500, 1001, 1, TIME)
+    expected = [records.record(PAIR, row), (None, records.value_of(KEYLESS, change))]
+    assert (count, block, schemas) == (2, records.frames(expected), frozenset({64, 66}))
+
+
+def test_a_definition_outside_of_transactions_stands_behind_the_last_one() -> None:
+    decoder = started(PAIR)
+    decoder.feed(twin.commit(500, 508, TIME))
+    decoder.append_definition(layout(KEYLESS), 3)
+    change = records.Change(Op.DEFINE, 7, 508, 1001, 0, TIME)
+    assert decoder.take() == {3: (1, records.frames([(None, records.value_of(KEYLESS, change))]), frozenset({66}))}
+
+
 def test_messages_come_with_their_content() -> None:
     decoder = ChangeDecoder(7, 1)
     assert decoder.feed(twin.message(True, 77, "penstock", b"\0x")) == pgoutput.MESSAGE
