@@ -33,7 +33,7 @@ from schemas.errors import (
     SourceUnavailable,
     Superseded,
 )
-from schemas.frontier import Claim, Frontier, Setup, TopicRange
+from schemas.frontier import NO_COMMIT, Claim, Frontier, Setup, TopicRange
 from schemas.pipeline import Pipeline
 from schemas.record import decode_control, encode_control
 from transport.log import Log, LogReader, LogWriter, Partition, Range
@@ -100,6 +100,7 @@ class Capture:
         self.position = 0  # of the last valid frontier, this or an earlier incarnation's
         self.confirmed = 0
         self.max_xid = 0
+        self.last = NO_COMMIT
         self.records = 0
         self.bytes = 0
         self.transactions = 0
@@ -191,13 +192,13 @@ class Capture:
         self.position = self._setup.position
         if last is not None:
             self.position, self.max_xid = last.frontier.position, last.frontier.max_xid
-            self.commit_time = last.frontier.commit_time
+            self.commit_time, self.last = last.frontier.commit_time, last.frontier.last
         self._do = self._start
         return True
 
     def _start(self) -> bool:
         try:
-            self._source.start(self.position, self.epoch)
+            self._source.start(self.position, self.epoch, self.last)
         except OperatorError as error:
             # Whoever has claimed since may have gone on, and confirmed: then nothing is wrong but that we are late.
             self._frontiers.to_end()
@@ -235,6 +236,8 @@ class Capture:
         self.bytes += step.bytes
         self.transactions += step.transactions
         self.max_xid = max(self.max_xid, step.max_xid)
+        if step.transactions:
+            self.last = step.last
         if step.position is None:
             # In the midst of a transaction: durable now, so that no buffer holds all of it. Until it is complete no
             # frontier may be sealed, not even an empty one: it would name what is there of it.
@@ -265,6 +268,8 @@ class Capture:
                     captured_at=captured_at,
                     max_xid=self.max_xid,
                     ranges=self._ours(ranges),
+                    last_commit=self.last.position,
+                    last_commit_time=self.last.time,
                 )
             )
 

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import pq
 
 from capture.caretaker import Caretaker, publications_fit
+from capture.history import require_same
 from capture.relations import Relations
 from capture.source import Step
 from capture.tables import TableVersions
@@ -35,7 +36,7 @@ from schemas.errors import (
     TransientError,
     ValueUnsupported,
 )
-from schemas.frontier import Setup
+from schemas.frontier import NO_COMMIT, Commit, Setup
 from schemas.table import TableId
 from transport.log import Block, Partition
 
@@ -69,12 +70,22 @@ halves the rate of both; 0.1 ms let them pile up."""
 QUIET_SECONDS = 0.001
 """With nothing for this long, the kernel wakes us instead."""
 
+SILENCE_SECONDS = 60.0
+"""After half of it without a word the server is asked for one, and after all of it the connection is given up: what
+stands between us may have lost it and keep our side open. PostgreSQL's own subscribers wait as long."""
+
 STATUS_SECONDS = 1.0
 """How often the server hears of us while nothing is confirmed."""
 
 ACQUIRE_SECONDS = 5.0
 """How long another reader of the slot has to go before that is an error: the server takes a moment to notice a client
 that died, and an older capture ends when it sees that a newer one has claimed."""
+
+
+SLOT_GONE_REMEDY = (
+    f"{LOAD_AGAIN}; so that a fail-over of the source does not need that, let its standby (17 or newer) keep the slot:"
+    " sync_replication_slots and hot_standby_feedback on there, synchronized_standby_slots on the primary"
+)
 
 
 class PostgresSource:
@@ -91,10 +102,11 @@ class PostgresSource:
         tables: TableVersions,
         *,
         heartbeat: float = 10.0,
+        silence: float = SILENCE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._url, self._setup, self._tables = url, setup, tables
-        self._heartbeat, self._clock = heartbeat, clock
+        self._heartbeat, self._silence, self._clock = heartbeat, silence, clock
         self._lock = threading.Lock()  # around everything that is done with the stream
         self._stream: pq.abc.PGconn | None = None
         self._control: psycopg.Connection | None = None
@@ -112,6 +124,7 @@ class PostgresSource:
         self._gather = STEP_SECONDS
         self._handed = False  # the last step is being written
         self._step_began = self._step_given = self._heard = self._told = 0.0
+        self._asked: float | None = None  # when the server was asked for a word, if it has said nothing since
 
     # -------------------------------------------------------------------------------------------------- starting
 
@@ -120,7 +133,7 @@ class PostgresSource:
         with translated("source", f"looking who reads slot {self._setup.slot}"):
             return replication.slot_reader(self._catalogue(), self._setup.slot, ACQUIRE_SECONDS)
 
-    def start(self, after: int, epoch: int) -> None:
+    def start(self, after: int, epoch: int, last: Commit) -> None:
         """See `Source.start`. Also raises `PrerequisiteMissing` if the publications do not hold the plan's tables."""
         with translated("source", f"streaming from slot {self._setup.slot}"):
             stream = self._stream = connect_for_replication(self._url, application=f"penstock {self._setup.slot}")
@@ -130,11 +143,22 @@ class PostgresSource:
                     remedy=f"correct the URL; if the source was replaced: {LOAD_AGAIN}",
                 )
             control = self._catalogue()
-            self._check(control, after)
+            confirmed = self._check(control, after)
             self._relations = Relations(self._tables)
             publications_fit(control, self._setup, self._relations.planned())
             reference = replication.current_snapshot(control).xmax
-            self._acquire(stream, after)
+            self._patiently(
+                lambda: require_same(
+                    self._url,
+                    self._setup.slot,
+                    self._setup.publications,
+                    confirmed=confirmed,
+                    after=after,
+                    last=last,
+                    silence=self._silence,
+                )
+            )
+            self._patiently(lambda: self._stream_after(stream, after))
         self._decoder = ChangeDecoder(epoch, reference)
         self._partitions: list[Partition] = []
         self._bound: dict[int, tuple[TableId, Relation]] = {}
@@ -146,11 +170,12 @@ class PostgresSource:
         self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, self._relations.planned())
         self._caretaker.start()
 
-    def _check(self, control: psycopg.Connection, after: int) -> None:
+    def _check(self, control: psycopg.Connection, after: int) -> int:
+        """Return how far the slot is confirmed, if that and the log's end fit what was captured."""
         slot = self._setup.slot
         state = replication.slot_state(control, slot)
         if state is None:
-            raise PositionLost(f"the source has no replication slot {slot}", remedy=LOAD_AGAIN)
+            raise PositionLost(f"the source has no replication slot {slot}", remedy=SLOT_GONE_REMEDY)
         if state.lost:
             cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
             raise PositionLost(f"the source has given up slot {slot}: {cause}", remedy=LOAD_AGAIN)
@@ -167,18 +192,22 @@ class PostgresSource:
                 f"{replication.lsn_text(after)}, which was captured already: it was restored to an earlier state",
                 remedy=LOAD_AGAIN,
             )
+        return state.confirmed_flush or 0
 
-    def _acquire(self, stream: pq.abc.PGconn, after: int) -> None:
+    def _patiently(self, stream: Callable[[], None]) -> None:
         """Begin to stream, waiting a little for another reader of the slot to go."""
         deadline = self._clock() + ACQUIRE_SECONDS
-        slot, messages = self._setup.slot, stream.server_version >= 140_000
         while True:
             try:
-                return replication.start_streaming(stream, slot, self._setup.publications, after, messages=messages)
+                return stream()
             except psycopg.errors.ObjectInUse as error:
                 if self._clock() > deadline:
-                    raise SourceUnavailable(f"slot {slot} is in use by another reader") from error
+                    raise SourceUnavailable(f"slot {self._setup.slot} is in use by another reader") from error
                 time.sleep(0.05)
+
+    def _stream_after(self, stream: pq.abc.PGconn, after: int) -> None:
+        messages = stream.server_version >= 140_000
+        replication.start_streaming(stream, self._setup.slot, self._setup.publications, after, messages=messages)
 
     # --------------------------------------------------------------------------------------------------- reading
 
@@ -202,6 +231,7 @@ class PostgresSource:
                 if step is not None:
                     return step
                 if now - self._told >= STATUS_SECONDS:
+                    self._listen(now)
                     self._tell(now)
                 if now >= deadline:
                     return None
@@ -285,10 +315,12 @@ class PostgresSource:
         self._gathered = 0
         self._handed = True
         self._step_given = self._step_began = now
-        transactions = 0
+        transactions, last = 0, NO_COMMIT
         if position is not None:
             transactions, self._commits, self._position = self._commits, 0, position
-        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, transactions, self._end())
+        if transactions:
+            last = Commit(self._decoder.commit_lsn, self._decoder.commit_time)
+        return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, transactions, self._end(), last)
 
     def _end(self) -> int:
         """How far the source's log reaches, as far as we know."""
@@ -365,11 +397,23 @@ class PostgresSource:
         if self._stream is None:
             return
         try:
-            self._stream.put_copy_data(replication.standby_status(self._confirmed))
+            self._stream.put_copy_data(replication.standby_status(self._confirmed, reply=self._asked is not None))
             self._stream.flush()
         except psycopg.Error as error:
             raise self._ended(error) from error
         self._told = now
+
+    def _listen(self, now: float) -> None:
+        """Notice that the server says nothing any more; called when all that it has sent is read."""
+        if now - self._heard < self._silence / 2:
+            self._asked = None
+        elif self._asked is None:
+            self._asked = now
+        elif now - self._asked >= self._silence / 2:
+            raise SourceUnavailable(
+                f"source: nothing was heard on the change stream for {self._silence:.0f} s, though we asked",
+                remedy="look at the network between us and the source, and at what keeps connections in it",
+            )
 
     def _tell_if_silent(self) -> None:
         """For the caretaker: the first thread may be waiting for the log. If it reads, it tells by itself."""
@@ -395,7 +439,7 @@ class PostgresSource:
         with contextlib.suppress(psycopg.Error):
             state = replication.slot_state(self._catalogue(), self._setup.slot)
             if state is None:
-                return PositionLost(f"the replication slot {self._setup.slot} was dropped", remedy=LOAD_AGAIN)
+                return PositionLost(f"the replication slot {self._setup.slot} was dropped", remedy=SLOT_GONE_REMEDY)
             if state.lost:
                 cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
                 return PositionLost(f"the source has given up slot {self._setup.slot}: {cause}", remedy=LOAD_AGAIN)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from capture.tables import TableVersions
 from schemas.errors import ConfigInvalid
-from schemas.frontier import Setup
+from schemas.frontier import NO_COMMIT, Commit, Setup
 from transport.log import Block, Partition
 
 
@@ -31,6 +31,7 @@ class Step:
     max_xid: int = 0  # the largest id among the transactions so far; 0 if there were none
     transactions: int = 0  # that end in the step
     end: int = 0  # how far the source's own log reaches, as far as is known: tells how much is still to come
+    last: Commit = NO_COMMIT  # of the transactions, to be known again by
 
     @property
     def records(self) -> int:
@@ -55,13 +56,15 @@ class Source(Protocol):
         same. Raises as `start` does.
         """
 
-    def start(self, after: int, epoch: int) -> None:
-        """Connect and make the changes flow that were committed after the position `after`.
+    def start(self, after: int, epoch: int, last: Commit) -> None:
+        """Connect and make the changes flow that were committed after the position `after`; `last` is the last of
+        those up to it.
 
         `epoch` is written into every record. A transaction that ends at `after` does not come again; each that ends
-        later comes, exactly once. Raises `PositionLost` if the source no longer has them all, or is not the source
-        that the pipeline was made with, `LogRewound` if more has been confirmed to it than the log holds, and
-        `SourceUnavailable` if it can't be reached now or another reader still holds the stream.
+        later comes, exactly once. Raises `PositionLost` if the source no longer has them all, is not the source that
+        the pipeline was made with, or went back in its history and took another way from there, `LogRewound` if more
+        has been confirmed to it than the log holds, and `SourceUnavailable` if it can't be reached now or another
+        reader still holds the stream.
         """
 
     def poll(self, timeout: float) -> Step | None:

@@ -35,6 +35,16 @@ class Visibility(NamedTuple):
         return self.xmax >= other.xmax and not any(other.sees(xid) for xid in self.xip)
 
 
+class Commit(NamedTuple):
+    """A transaction's commit at the source: where, and when by the source's clock. No two histories share one."""
+
+    position: int
+    time: int
+
+
+NO_COMMIT = Commit(0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A capture begins: the offset of this record in `p.frontier` is its epoch. In `p.control`: a setup begins."""
@@ -68,6 +78,12 @@ class Frontier:
     captured_at: int
     max_xid: int  # the largest transaction id seen so far, 64-bit
     ranges: tuple[TopicRange, ...] = ()
+    last_commit: int = 0  # where the last transaction so far was committed, in whichever frontier it is; 0: none yet
+    last_commit_time: int = 0  # and when: a source that has both has the history that was captured
+
+    @property
+    def last(self) -> Commit:
+        return Commit(self.last_commit, self.last_commit_time)
 
 
 @dataclass(frozen=True, slots=True)

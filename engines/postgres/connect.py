@@ -11,6 +11,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq.abc import PGconn, PGresult
 
+from engines.postgres.quoting import literal
 from schemas.errors import ConfigInvalid
 
 Role = Literal["reader", "writer", "control"]
@@ -48,10 +49,11 @@ SETTINGS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": "0",
     "default_transaction_isolation": "read committed",
 }
-"""In the start-up options they outrank what a database or a role sets; pgoutput's text depends on them too."""
+"""Set when a connection is there, they outrank what a database or a role sets; pgoutput's text depends on them too.
+Not as start-up options: a pooler in between refuses those, or takes them and drops them without a word."""
 
 LATER_SETTINGS: Mapping[str, int] = {"idle_session_timeout": 140_000, "transaction_timeout": 170_000}
-"""Older servers refuse a start-up with settings that they don't know, so these are set to 0 afterwards."""
+"""Set to 0 as well, where the server's version knows them."""
 
 
 def connect(url: str, *, role: Role, autocommit: bool = True, application: str) -> psycopg.Connection:
@@ -59,14 +61,10 @@ def connect(url: str, *, role: Role, autocommit: bool = True, application: str) 
 
     A reader fails on a table whose row-level security would hide rows, instead of reading fewer.
     """
-    settings = dict(SETTINGS)
-    if role == "reader":
-        settings["row_security"] = "off"
-    conninfo = _conninfo(url, settings, application_name=application)
-    connection = psycopg.connect(conninfo, autocommit=True)
+    own = {"row_security": "off"} if role == "reader" else {}
+    connection = psycopg.connect(_conninfo(url, application_name=application), autocommit=True)
     try:
-        for statement in _after_start(connection.info.server_version):
-            connection.execute(statement)
+        execute(connection.pgconn, _settle(connection.info.server_version, own))
         connection.autocommit = autocommit
     except BaseException:
         connection.close()
@@ -76,13 +74,11 @@ def connect(url: str, *, role: Role, autocommit: bool = True, application: str) 
 
 def replication(url: str, *, application: str = "penstock") -> PGconn:
     """Open a connection that takes replication commands and SQL. The caller ends it with `finish()`."""
-    conninfo = _conninfo(url, SETTINGS, application_name=application, replication="database")
-    pgconn = pq.PGconn.connect(conninfo.encode())
+    pgconn = pq.PGconn.connect(_conninfo(url, application_name=application, replication="database").encode())
     try:
         if pgconn.status != pq.ConnStatus.OK:
             raise psycopg.OperationalError(pgconn.get_error_message())
-        for statement in _after_start(pgconn.server_version):
-            execute(pgconn, statement)
+        execute(pgconn, _settle(pgconn.server_version, {}))
     except BaseException:
         pgconn.finish()
         raise
@@ -125,17 +121,8 @@ def redact(url: str) -> str:
     return f"postgresql://{user}{','.join(places)}/{percent_encode(str(given.get('dbname') or ''))}"
 
 
-def _conninfo(url: str, settings: Mapping[str, str], **fixed: str) -> str:
-    given = _parse(url)
-    options = " ".join(f"-c {name}={_escape(value)}" for name, value in settings.items())
-    # The server takes the last of two settings of one name, so ours win and the user's others are kept.
-    merged: dict[str, Any] = {
-        **DEFAULTS,
-        **given,
-        **fixed,
-        "options": f"{given.get('options') or ''} {options}".strip(),
-        "client_encoding": "UTF8",
-    }
+def _conninfo(url: str, **fixed: str) -> str:
+    merged: dict[str, Any] = {**DEFAULTS, **_parse(url), **fixed, "client_encoding": "UTF8"}
     return make_conninfo("", **merged)
 
 
@@ -157,9 +144,10 @@ def _parse(url: str) -> dict[str, Any]:
     return given
 
 
-def _escape(value: str) -> str:
-    return value.replace("\\", "\\\\").replace(" ", "\\ ")
-
-
-def _after_start(version: int) -> list[str]:
-    return [f"set {name} = 0" for name, since in LATER_SETTINGS.items() if version >= since]
+def _settle(version: int, own: Mapping[str, str]) -> str:
+    """Return the statement that sets everything of ours, in one round trip."""
+    later = {name: "0" for name, since in LATER_SETTINGS.items() if version >= since}
+    settings = {**SETTINGS, **later, **own}.items()
+    return "select " + ", ".join(
+        f"pg_catalog.set_config({literal(name)}, {literal(value)}, false)" for name, value in settings
+    )

@@ -144,8 +144,13 @@ REFUSED = re.compile(
 NO_DATABASE = re.compile(r"database \".*\" does not exist")
 WAL_LEVEL = re.compile(r"requires wal_level >= logical")
 UNREACHABLE = re.compile(r"connection refused|timed? ?out|resolve host|translate host name|unreachable|no route", re.I)
+POOLER = re.compile(r"unsupported startup parameter")
 NO_TLS = re.compile(r"does not support SSL|invalid sslmode|invalid .* value: ")
 
+POOLER_REMEDY = (
+    "a pooler between us and the server refuses what it does not know: let the URL of the source lead to the server"
+    " itself, or to PgBouncer 1.23 or newer in session mode, which carries replication; leave `options` out of the URL"
+)
 RESTART_REMEDY = f"the changes since then are lost: {LOAD_AGAIN}"
 
 
@@ -206,6 +211,8 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
             return Meaning(Unavailable, "raise max_wal_senders on the source")
         if REFUSED.search(text):
             return CLASSES["28"]
+        if POOLER.search(text):
+            return Meaning(ConfigInvalid, POOLER_REMEDY)
         if NO_TLS.search(text):
             return Meaning(ConfigInvalid, "correct sslmode and its companions in the URL")
         if UNREACHABLE.search(text):

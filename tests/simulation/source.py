@@ -12,7 +12,7 @@ from codec.frames import pack
 from codec.rows import Change as RowChange
 from codec.rows import encode
 from schemas.errors import LogRewound, PositionLost, SnapshotLost, SourceUnavailable
-from schemas.frontier import Chunk, Visibility
+from schemas.frontier import Chunk, Commit, Visibility
 from schemas.record import Op
 from schemas.table import Column, Constraint, Definition, Identity, Leaf, Objects, Table, TableId
 from schemas.types import Kind
@@ -113,7 +113,7 @@ class SimulatedSource(Connection):
         """As if it could never be told: so they get in each other's way as often as they can."""
         return ""
 
-    def start(self, after: int, epoch: int) -> None:
+    def start(self, after: int, epoch: int, last: Commit) -> None:
         self._session = self.connect(self._let_go)
         self.call("start the stream", lambda: self._take_slot(after))
         self._position, self._epoch = after, epoch

@@ -75,7 +75,7 @@ class World:
                 writer.put(self.topics.tables, encode_control(entry), str(table.id).encode())
         slot = "penstock_" + self.db.info.dbname[-8:]  # slots are the whole server's
         replication.make_publications(self.db, "penstock_shop", tables)
-        created = replication.create_slot(self.url, slot)
+        created = replication.create_slot(self.url, slot, failover=True)
         created.pgconn.finish()
         self.setup = Setup(
             system=replication.system_identity(self.db),

@@ -9,7 +9,7 @@ from capture.loop import Capture
 from capture.source import Step
 from codec.frames import pack
 from schemas.errors import GapDetected, IntegrityError, OrderViolated, SourceUnavailable, Superseded
-from schemas.frontier import Claim, Frontier, Setup, Trimmed
+from schemas.frontier import Claim, Commit, Frontier, Setup, Trimmed
 from schemas.record import decode_control, encode_control
 from transport.log import Block, LogReader, LogWriter, Partition, Range, Topic
 from transport.memory import MemoryLog
@@ -44,7 +44,7 @@ class ScriptedSource:
     def occupied(self) -> str:
         return self.other
 
-    def start(self, after: int, epoch: int) -> None:
+    def start(self, after: int, epoch: int, last: Commit) -> None:
         self.started.append((after, epoch))
 
     def poll(self, timeout: float) -> Step | None:

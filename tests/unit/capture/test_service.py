@@ -17,7 +17,7 @@ from capture.relations import matches
 from capture.tables import TableVersions
 from codec.pgoutput import Relation, RelationColumn
 from schemas.errors import ConfigInvalid, LogRewound
-from schemas.frontier import Setup
+from schemas.frontier import Commit, Setup
 from schemas.pipeline import Pipeline
 from schemas.record import encode_control
 from schemas.table import Column, Identity, Table, TableId
@@ -59,7 +59,7 @@ class Idle:
     def occupied(self) -> str:
         return ""
 
-    def start(self, after: int, epoch: int) -> None:
+    def start(self, after: int, epoch: int, last: Commit) -> None:
         self.started.append(after)
 
     def poll(self, timeout: float) -> None:

@@ -1,0 +1,173 @@
+"""A source that goes back in its history, or fails over: it goes on, or capture says what is to be done."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from capture.loop import Capture
+from capture.postgres import PostgresSource
+from control.servers.postgres import PostgresServer
+from engines.postgres import replication
+from engines.postgres.connect import connect
+from schemas.errors import LOAD_AGAIN, PositionLost, SourceUnavailable
+from tests.integration.capture.conftest import World, make_world, until
+from tests.standby import SLOT, SYNCED, Standby
+
+MakePostgres = Callable[..., PostgresServer]
+
+
+def move_to(world: World, server: PostgresServer) -> None:
+    """Let the URL lead to another server, as an address that moves with a fail-over does."""
+    world.db.close()
+    world.url = server.url()
+    world.db = connect(world.url, role="control", application="test")
+
+
+def bring_back(server: PostgresServer, copy: Path) -> None:
+    """Replace what the server has by an earlier copy of it."""
+    server.stop()
+    shutil.rmtree(server.data)
+    subprocess.run(["cp", "-a", str(copy), str(server.data)], check=True)
+    server.start()
+
+
+@pytest.fixture
+def server(make_postgres: MakePostgres) -> PostgresServer:
+    return make_postgres(18)
+
+
+def test_a_copy_that_was_brought_back_and_written_to_is_another_history(server: PostgresServer, tmp_path: Path) -> None:
+    """The machine's snapshot, as it were: slots and all."""
+    with make_world(server.url()) as world:
+        world.run("create table public.t (id int primary key)")
+        world.prepare()
+        first = world.capture()
+        world.run("insert into public.t values (1)")
+        world.catch_up(first)
+        first.close()
+        server.stop()
+        copy = tmp_path / "copy"
+        subprocess.run(["cp", "-a", str(server.data), str(copy)], check=True)
+        server.start()
+
+        # Brought back as it was when capture stopped it is the same one.
+        bring_back(server, copy)
+        move_to(world, server)
+        world.run("insert into public.t values (2)")
+        second = world.capture()
+        world.catch_up(second)
+        assert world.rows("public.t") == world.source_rows("public.t")
+        second.close()
+
+        # Now it lacks what was captured; and then it has other transactions at the same positions.
+        bring_back(server, copy)
+        move_to(world, server)
+        with pytest.raises(PositionLost, match="restored to an earlier state") as caught:
+            until(world.capture(), lambda: False)
+        assert LOAD_AGAIN in caught.value.remedy
+        world.run(*[f"insert into public.t select generate_series({n}00, {n}99)" for n in range(1, 40)])
+        assert replication.wal_insert_lsn(world.db) > second.position
+        with pytest.raises(PositionLost, match="taken back to an earlier state") as caught:
+            until(world.capture(), lambda: False)
+        assert LOAD_AGAIN in caught.value.remedy
+
+
+def test_what_was_captured_and_not_confirmed_is_known_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when capture dies between the two, or the source forgets a confirmation in a crash."""
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    first = world.capture()
+    until(first, lambda: first.confirmed > 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(PostgresSource, "confirm", lambda self, position: None)
+        for n in range(3):
+            world.run(f"insert into public.t values ({n})")
+            world.catch_up(first)
+        first.close()
+    assert world.confirmed() < first.position
+    second = world.capture()
+    world.run("insert into public.t values (10)")
+    world.catch_up(second)
+    assert world.rows("public.t") == world.source_rows("public.t")
+    assert len(world.captured()) == 4
+
+
+@pytest.fixture
+def standby(server: PostgresServer) -> Iterator[Standby]:
+    with Standby(server, conf=SYNCED) as made:
+        yield made
+
+
+def begin(world: World) -> Capture:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    world.run("insert into public.t values (1)")
+    world.catch_up(capture)
+    return capture
+
+
+def go_on(world: World, capture: Capture) -> None:
+    world.run("checkpoint")  # notes which transactions run, and so lets the slot move
+    world.catch_up(capture)
+    until(capture, lambda: world.confirmed() >= capture.position)
+
+
+def fail_over(world: World, primary: PostgresServer, standby: Standby) -> None:
+    primary.kill()
+    standby.promote()
+    move_to(world, standby)
+
+
+def test_a_fail_over_to_a_standby_that_has_the_slot_goes_on(server: PostgresServer, standby: Standby) -> None:
+    with make_world(server.url()) as world:
+        before = begin(world)
+        assert world.setup is not None
+        world.run(f"alter system set synchronized_standby_slots = '{SLOT}'", "select pg_reload_conf()")
+        standby.sync(world.setup.slot, lambda: go_on(world, before))
+        # The slot there stays behind: what was captured since comes from what the standby has of the log.
+        for n in range(2, 6):
+            world.run(f"insert into public.t values ({n})")
+            world.catch_up(before)
+        fail_over(world, server, standby)
+        with pytest.raises(SourceUnavailable):
+            until(before, lambda: False)
+        world.run("insert into public.t values (6)")
+        after = world.capture()
+        world.catch_up(after)
+        assert world.rows("public.t") == world.source_rows("public.t")
+        assert len(world.captured()) == 6
+
+
+def test_a_fail_over_to_a_standby_that_lacks_what_was_captured_is_told(
+    server: PostgresServer, standby: Standby
+) -> None:
+    with make_world(server.url()) as world:
+        before = begin(world)
+        assert world.setup is not None
+        standby.sync(world.setup.slot, lambda: go_on(world, before))
+        standby.stop()
+        world.run("insert into public.t values (2)")
+        world.catch_up(before)
+        server.kill()
+        standby.start()
+        fail_over(world, server, standby)
+        world.run(*[f"insert into public.t select generate_series({n}00, {n}99)" for n in range(1, 20)])
+        with pytest.raises(PositionLost, match="failed over to a standby that lacked what was captured") as caught:
+            until(world.capture(), lambda: False)
+        assert LOAD_AGAIN in caught.value.remedy
+
+
+def test_a_fail_over_to_a_standby_without_the_slot_is_told(server: PostgresServer, standby: Standby) -> None:
+    with make_world(server.url()) as world:
+        begin(world)
+        standby.catch_up()
+        fail_over(world, server, standby)
+        with pytest.raises(PositionLost, match="no replication slot") as caught:
+            until(world.capture(), lambda: False)
+        assert "sync_replication_slots" in caught.value.remedy and LOAD_AGAIN in caught.value.remedy
