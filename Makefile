@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 COMPILED := $(wildcard codec/*.pyx codec/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help build servers check format test simulate demo bench clean
+.PHONY: help build servers check format test matrix simulate demo bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(VENV)/.compiled: $(VENV)/.installed setup.py $(COMPILED)
 	@touch $@
 
 servers: build ## fetch what the test servers need (once)
-	@$(BIN)/python -m control.servers.kafka
+	@$(BIN)/python -m control.servers
 
 check: build ## look at format, lint, types and layers
 	@$(BIN)/ruff format --check .
@@ -39,6 +39,9 @@ format: build ## write the format and mend what lint can mend
 
 test: servers ## run all tests (ARGS=... is handed to pytest)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+matrix: servers ## run what is marked `versions` on every pair of PostgreSQL versions (PAIRS=14-18,17-17 ARGS=...)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m versions --pairs $(or $(PAIRS),all) $(ARGS)
 
 simulate: build ## run histories with faults in the simulated world (ARGS="--histories N --seed S --jobs J")
 	@$(BIN)/python -m tests.simulation $(ARGS)

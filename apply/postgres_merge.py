@@ -4,8 +4,8 @@ What is done depends on the table as it is on the target:
 
 * only inserts: `COPY` straight into the table;
 * a few changes: one prepared statement each, all in one round trip;
-* else, if no constraint but the key can refuse a row: deletes by key, then `merge` (before PostgreSQL 17
-  `insert … on conflict`, because only from then on `merge` says what it did);
+* else, if no constraint but the key can refuse a row: deletes by key, then `merge` (before PostgreSQL 17 `update`
+  and an `insert` of what is missing, because only from then on `merge` says what it did);
 * with further unique or exclusion constraints the same is tried first, for it writes least. If rows have exchanged
   unique values on the way, it fails, and is done again by deleting every key that was touched, and inserting;
 * a table without key, but with full old rows: one row for each change, in order.
@@ -157,7 +157,7 @@ class Writer:
         self.fixed = any(columns[place].identity == "a" for place in self.rest)
         # Whether nothing else looks at rows on the way: else deletes come before writes, children before parents.
         self.alone = session.replica or not (shape.references or shape.referenced)
-        self.counts_merge = session.version >= MERGE_SAYS_SINCE
+        self.merges = session.version >= MERGE_SAYS_SINCE
         self._indexed = any(unique <= {table.columns[place].name for place in table.key} for unique in shape.uniques)
 
     def require_harmless(self) -> None:
@@ -203,26 +203,39 @@ class Writer:
         )
 
     def merge(self, source: str) -> str:
-        """Return the statement that makes the target's rows those of `source`."""
-        values = ", ".join(f"s.{name}" for name in self.names)
-        if self.counts_merge:
-            on = " and ".join(f"t.{name} = s.{name}" for name in self.key)
-            changed = ", ".join(f"{self.names[place]} = s.{self.names[place]}" for place in self.rest)
-            return (
-                f"merge into {self.target} as t using {source} as s on {on}"
-                f" when matched then {f'update set {changed}' if changed else 'do nothing'}"
-                f" when not matched then insert ({self.listed}) overriding system value values ({values})"
-                " returning merge_action()"
-            )
-        changed = ", ".join(f"{self.names[place]} = excluded.{self.names[place]}" for place in self.rest)
+        """Return the statement that makes the target's rows those of `source`, and gives back what it did to each."""
+        sets = self._sets()
         return (
-            f"insert into {self.name} ({self.listed}) overriding system value select {values} from {source} as s"
-            f" on conflict ({', '.join(self.key)}) do {f'update set {changed}' if changed else 'nothing'}"
+            f"merge into {self.target} as t using {source} as s on {self._same_key()}"
+            f" when matched then {f'update set {sets}' if sets else 'do nothing'}"
+            f" when not matched then insert ({self.listed}) overriding system value values ({self._values()})"
+            " returning merge_action()"
         )
 
+    def update(self, source: str) -> str:
+        """Return the statement that touches every row of `source` that is there, and makes it the same."""
+        if sets := self._sets():
+            return f"update {self.target} as t set {sets} from {source} as s where {self._same_key()}"
+        return f"select from {self.target} as t join {source} as s on {self._same_key()}"
+
+    def insert_missing(self, source: str) -> str:
+        there = f"select from {self.target} as t where {self._same_key()}"
+        return (
+            f"insert into {self.name} ({self.listed}) overriding system value"
+            f" select {self._values()} from {source} as s where not exists ({there})"
+        )
+
+    def _same_key(self) -> str:
+        return " and ".join(f"t.{name} = s.{name}" for name in self.key)
+
+    def _sets(self) -> str:
+        return ", ".join(f"{self.names[place]} = s.{self.names[place]}" for place in self.rest)
+
+    def _values(self) -> str:
+        return ", ".join(f"s.{name}" for name in self.names)
+
     def delete_from(self, stage: str) -> str:
-        on = " and ".join(f"t.{name} = s.{name}" for name in self.key)
-        return f"delete from {self.target} as t using {stage} as s where {on}"
+        return f"delete from {self.target} as t using {stage} as s where {self._same_key()}"
 
 
 class Work:
@@ -411,21 +424,26 @@ class Work:
             given = ", ".join(
                 f"${at}::{writer.casts[place]} as {name}" for at, (place, name) in enumerate(enumerate(writer.names), 1)
             )
-            sql = writer.merge(f"(select {given})")
+            given = f"(select {given})"
+            merge, update, insert = (make(given) for make in (writer.merge, writer.update, writer.insert_missing))
             for row in texts(data):
-                self._session.queue(sql, row, self._count_action, writer.id)
+                if writer.merges:
+                    self._session.queue(merge, row, self._count_action, writer.id)
+                else:
+                    self._session.queue(update, row, label=writer.id)
+                    self._session.queue(insert, row, self._count_made, writer.id)
             return
         stage = self._stage or writer.stage("rows", writer.names)
         if count:
             writer.fill(stage, writer.names, data, self._net.binary)
-        sql = writer.merge(stage)
-        if not writer.counts_merge:
-            writer.run(sql)
-            return
-        result = self._session.query(
-            f"with done as ({sql}) select count(*) from done where merge_action = 'INSERT'", writer.id
-        )
-        self._made = int(result.get_value(0, 0) or b"0")
+        if writer.merges:
+            result = self._session.query(
+                f"with done as ({writer.merge(stage)}) select count(*) from done where merge_action = 'INSERT'",
+                writer.id,
+            )
+            self._made = int(result.get_value(0, 0) or b"0")
+        elif writer.run(writer.update(stage)) < self._written:
+            self._made = writer.run(writer.insert_missing(stage))
 
     def _replace(self) -> None:
         """Delete every key that was touched, then insert what is there in the end: nothing collides on the way."""
@@ -525,6 +543,9 @@ class Work:
         if result.ntuples and result.get_value(0, 0) == b"INSERT":
             self._made += 1
 
+    def _count_made(self, result: pq.abc.PGresult) -> None:
+        self._made += result.command_tuples or 0
+
     def _check(self) -> None:
         """Compare how many rows there were with how many there must have been: those that are left in the end, less
         those that were inserted, plus those that were deleted."""
@@ -532,8 +553,6 @@ class Work:
             return
         there = self._gone + self._changed + self._written - self._made
         wanted = self._folded.remaining - self._net.inserts + self._net.deletions
-        if not self.writer.counts_merge and self._written > self._made:
-            there, wanted = self._changed, self._folded.partial - self._moved
         if there != wanted:
             self._refuse(wanted - there)
 

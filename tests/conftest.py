@@ -5,7 +5,9 @@ import ctypes
 import os
 import re
 import signal
+import zlib
 from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from typing import Any
 
 import psycopg
@@ -17,6 +19,7 @@ from control.servers.postgres import PostgresServer
 from tests import servers
 
 _PR_SET_PDEATHSIG = 1
+_NO_PAIR = servers.Versions(0, 0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -26,10 +29,51 @@ def pytest_configure(config: pytest.Config) -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pairs",
+        type=servers.parse_pairs,
+        default=(),
+        help="run tests marked `versions` on these PostgreSQL versions of source and target: 14-18,17-17 or all",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the versions that a test marked `versions` runs on, out of those that its `where` lets through.
+
+    Without `--pairs` it runs on one pair, and the tests of a suite take turns, so that together they have seen
+    every version as source and as target; with `every=True`, on each of these pairs.
+    """
+    mark = metafunc.definition.get_closest_marker("versions")
+    if mark is None or "versions" not in metafunc.fixturenames or servers.given():
+        return
+    asked: tuple[servers.Versions, ...] = metafunc.config.getoption("--pairs")
+    fit = mark.kwargs.get("where", lambda versions: True)
+    pairs = [versions for versions in asked or servers.IN_TURN if fit(versions)]
+    if not asked and not mark.kwargs.get("every", False):
+        turn = zlib.crc32(metafunc.definition.nodeid.encode()) % len(pairs)
+        pairs = pairs[turn : turn + 1]
+    metafunc.parametrize("versions", pairs or [_NO_PAIR], indirect=True, ids=str)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, rather than skip, what does not run on any of `--pairs`."""
+    out = {
+        item
+        for item in items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("versions") == _NO_PAIR
+    }
+    if out:
+        config.hook.pytest_deselected(items=list(out))
+        items[:] = [item for item in items if item not in out]
+
+
 def pytest_report_header() -> list[str]:
     return [
-        f"servers: PostgreSQL {servers.SOURCE_MAJOR} (source) from {servers.origin(servers.SOURCE_VARIABLE)}, "
-        f"{servers.TARGET_MAJOR} (target) from {servers.origin(servers.TARGET_VARIABLE)}, "
+        f"servers: PostgreSQL {servers.DEFAULT.source} (source) from {servers.origin(servers.SOURCE_VARIABLE)}, "
+        f"{servers.DEFAULT.target} (target) from {servers.origin(servers.TARGET_VARIABLE)}, "
         f"Kafka from {servers.origin(servers.KAFKA_VARIABLE)}"
     ]
 
@@ -55,16 +99,37 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-@pytest.fixture(scope="session")
-def source_server() -> Iterator[servers.Postgres]:
-    with servers.postgres(servers.SOURCE_MAJOR, servers.SOURCE_VARIABLE) as server:
-        yield server
+@pytest.fixture
+def versions(request: pytest.FixtureRequest) -> servers.Versions:
+    """What `source_server` and `target_server` are; other pairs than 16 and 18 for tests marked `versions`."""
+    chosen: servers.Versions = getattr(request, "param", servers.DEFAULT)
+    return chosen
 
 
 @pytest.fixture(scope="session")
-def target_server() -> Iterator[servers.Postgres]:
-    with servers.postgres(servers.TARGET_MAJOR, servers.TARGET_VARIABLE) as server:
-        yield server
+def lend_postgres() -> Iterator[Callable[[int, str], servers.Postgres]]:
+    """Start servers when they are first asked for, by version and by the variable that can replace them."""
+    with contextlib.ExitStack() as stack:
+
+        @cache
+        def lend(major: int, variable: str) -> servers.Postgres:
+            return stack.enter_context(servers.postgres(major, variable))
+
+        yield lend
+
+
+@pytest.fixture
+def source_server(
+    versions: servers.Versions, lend_postgres: Callable[[int, str], servers.Postgres]
+) -> servers.Postgres:
+    return lend_postgres(versions.source, servers.SOURCE_VARIABLE)
+
+
+@pytest.fixture
+def target_server(
+    versions: servers.Versions, lend_postgres: Callable[[int, str], servers.Postgres]
+) -> servers.Postgres:
+    return lend_postgres(versions.target, servers.TARGET_VARIABLE)
 
 
 @pytest.fixture(scope="session")

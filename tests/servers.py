@@ -7,14 +7,29 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from control.servers.kafka import BROKER_SETTINGS, KafkaServer
-from control.servers.postgres import PostgresServer
+from control.servers.postgres import MAJORS, PostgresServer
 from control.servers.process import free_port
 
-SOURCE_MAJOR, TARGET_MAJOR = 16, 18
+
+class Versions(NamedTuple):
+    """The major versions of a source and of its target."""
+
+    source: int
+    target: int
+
+    def __str__(self) -> str:
+        return f"{self.source}-{self.target}"
+
+
+DEFAULT = Versions(16, 18)
+# Every version once as source and once as target, each beside another.
+IN_TURN = (Versions(14, 18), Versions(15, 17), Versions(16, 14), Versions(17, 16), Versions(18, 15))
+ALL = tuple(Versions(source, target) for source in MAJORS for target in MAJORS)
 SOURCE_VARIABLE = "PENSTOCK_TEST_SOURCE_URL"
 TARGET_VARIABLE = "PENSTOCK_TEST_TARGET_URL"
 KAFKA_VARIABLE = "PENSTOCK_TEST_KAFKA"
@@ -73,6 +88,21 @@ def origin(variable: str) -> str:
     if os.environ.get(variable):
         return variable
     return "Docker" if docker_answers() else "local process"
+
+
+def parse_pairs(text: str) -> tuple[Versions, ...]:
+    """Read `all`, or pairs such as `14-18,17-17`; raise `ValueError` for anything else."""
+    if text == "all":
+        return ALL
+    pairs = [pair.split("-") for pair in text.split(",")]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{text} is neither `all` nor pairs of versions such as 14-18,17-17")
+    return tuple(Versions(int(source), int(target)) for source, target in pairs)
+
+
+def given() -> bool:
+    """Say whether somebody has given a server, whose version is then the only one."""
+    return any(os.environ.get(variable) for variable in (SOURCE_VARIABLE, TARGET_VARIABLE))
 
 
 @contextlib.contextmanager

@@ -202,15 +202,3 @@ def _program(name: str) -> str:
         package = {"java": "a Java runtime (17 or newer)", "mvn": "Maven"}[name]
         raise ServerUnavailable(f"Kafka needs {package}: install it, so that `{name}` is on the PATH")
     return found
-
-
-def main() -> None:
-    """Fetch ahead of time; to have no Kafka here is a fact to be told, not an error."""
-    try:
-        fetch()
-    except ServerUnavailable as unavailable:
-        print(f"no local Kafka: {unavailable}")
-
-
-if __name__ == "__main__":
-    main()

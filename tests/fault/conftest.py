@@ -49,9 +49,11 @@ def world(make_world: MakeWorld, source_db: str, target_db: str, log_lines: str)
 
 
 @pytest.fixture
-def own_servers(make_postgres: Callable[..., PostgresServer]) -> tuple[PostgresServer, PostgresServer]:
+def own_servers(
+    versions: servers.Versions, make_postgres: Callable[..., PostgresServer]
+) -> tuple[PostgresServer, PostgresServer]:
     """A source and a target that the test may kill."""
-    made = make_postgres(servers.SOURCE_MAJOR), make_postgres(servers.TARGET_MAJOR)
+    made = make_postgres(versions.source), make_postgres(versions.target)
     for server in made:
         server.create_database("app")
     return made

@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from control.servers.kafka import KafkaServer
-from control.servers.postgres import PostgresServer
+from control.servers.postgres import MAJORS, PostgresServer
 from control.servers.process import ServerProcess, ServerUnavailable, free_port
 from tests import servers
 from tests.conftest import fresh_database
@@ -74,7 +74,16 @@ def test_a_database_goes_with_the_sessions_and_slots_that_hold_it(source_server:
     assert query(source_server.admin, "select 1 from pg_replication_slots where slot_name = 'held'") == []
 
 
-@pytest.mark.parametrize("major", [16, 18])
+@pytest.mark.versions(every=True)
+def test_source_and_target_are_of_the_versions_that_were_asked_for(
+    versions: servers.Versions, source_db: str, target_db: str
+) -> None:
+    major = "select current_setting('server_version_num')::int / 10000"
+    assert query(source_db, major) == [(versions.source,)]
+    assert query(target_db, major) == [(versions.target,)]
+
+
+@pytest.mark.parametrize("major", MAJORS)
 def test_postgres_keeps_committed_rows_when_it_is_killed(
     make_postgres: Callable[..., PostgresServer], major: int
 ) -> None:

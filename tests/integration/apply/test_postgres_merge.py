@@ -10,7 +10,7 @@ from schemas.types import Kind
 from tests.integration.apply.conftest import Applied
 from tests.unit.apply.source import Source, Written, delete, insert, make_table, truncate, update
 
-pytestmark = pytest.mark.usefixtures("way")
+pytestmark = [pytest.mark.usefixtures("way"), pytest.mark.versions]
 
 ROWS = [insert("t", "1", "a"), insert("t", "2", "b"), insert("t", "3", "c")]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, Self
 
 import psycopg
+import pytest
 
 from apply.postgres_shape import Shape, shapes_of
 from schemas.table import TableId
 from tests.integration.apply.conftest import Applied
+
+pytestmark = pytest.mark.versions
 
 STATEMENTS = (
     "create domain short as varchar(10)",

@@ -25,6 +25,8 @@ from tests.integration.apply.conftest import Applied
 from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
 from transport.views import Frontiers
 
+pytestmark = pytest.mark.versions
+
 T = TableId("public", "t")
 KEY = Constraint(name="t_pkey", definition="PRIMARY KEY (id)", columns=("id",))
 COLUMNS = (

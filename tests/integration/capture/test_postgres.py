@@ -31,6 +31,8 @@ from schemas.table import Identity, TableId
 from tests.integration.capture.conftest import World, make_world, until
 from transport.topics import Topics
 
+pytestmark = pytest.mark.versions
+
 
 def ops(world: World, table: str) -> list[str]:
     return [item.change.op.name for item in world.captured() if item.table == table]

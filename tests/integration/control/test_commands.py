@@ -18,6 +18,8 @@ import pytest
 from control.servers.postgres import PostgresServer
 from control.servers.process import free_port
 
+pytestmark = pytest.mark.versions
+
 SECRET = "hunter2secret"
 SECONDS = 90
 

@@ -26,6 +26,8 @@ from engines.postgres.replication import (
 )
 from schemas.errors import PositionLost, PrerequisiteMissing
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.mark.parametrize("major", [16, 18])
 def test_a_slot_that_lost_its_history_is_a_lost_position(

@@ -19,6 +19,8 @@ from engines.postgres.replication import make_publications
 from schemas.pipeline import Mode
 from schemas.table import Objects, Table, TableId
 
+pytestmark = pytest.mark.versions
+
 
 def everything(id: TableId) -> bool:
     return True

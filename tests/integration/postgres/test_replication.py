@@ -42,11 +42,13 @@ from schemas.errors import (
 from schemas.table import Table, TableId
 from tests.integration.postgres.rich import IDENTITIES
 
+pytestmark = pytest.mark.versions
 
-@pytest.fixture(params=["source_db", "target_db"])
-def url(request: pytest.FixtureRequest) -> str:
-    value: str = request.getfixturevalue(request.param)
-    return value
+
+@pytest.fixture(params=["source", "target"])
+def url(request: pytest.FixtureRequest, source_db: str, target_db: str) -> str:
+    """An empty database of either server."""
+    return source_db if request.param == "source" else target_db
 
 
 @pytest.fixture
@@ -116,6 +118,14 @@ def test_publications_that_differ_are_told_and_mended(conn: psycopg.Connection) 
     assert publication_problems(conn, "p", both[:1]) == []  # others are ignored
     conn.execute("alter publication p set (publish = 'insert')")
     assert "must publish" in publication_problems(conn, "p", both)[0]
+    make_publications(conn, "p", both)
+    assert publication_problems(conn, "p", both) == []
+
+
+@pytest.mark.versions(where=lambda versions: min(versions) >= 15)
+def test_publications_of_parts_of_tables_are_told_and_mended(conn: psycopg.Connection) -> None:
+    conn.execute("create table public.a (a int primary key, b int); create table public.b (a int primary key)")
+    both = tables(conn)
     make_publications(conn, "p", both)
     conn.execute("alter publication p set table public.a (a), public.b where (a > 1)")
     assert publication_problems(conn, "p", both) == [

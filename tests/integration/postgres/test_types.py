@@ -12,6 +12,8 @@ from engines.postgres.asking import run
 from engines.postgres.connect import connect
 from schemas.types import Kind
 
+pytestmark = pytest.mark.versions
+
 SIGNATURE = 11 + 4 + 4  # signature, flags, length of the extension
 
 TEXTS = {

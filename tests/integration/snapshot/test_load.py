@@ -18,6 +18,8 @@ from snapshot.postgres import PostgresReader, PostgresSnapshotSource
 from tests.integration.snapshot.conftest import World
 from transport.topics import Topics
 
+pytestmark = pytest.mark.versions
+
 TYPES = """
 create schema shop;
 create type shop.status as enum ('new', 'it''s', 'ü');

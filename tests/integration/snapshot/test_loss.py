@@ -14,6 +14,8 @@ from schemas.frontier import HEAL
 from snapshot import holder, postgres, rules
 from tests.integration.snapshot.conftest import World
 
+pytestmark = pytest.mark.versions
+
 ROWS = 6000
 
 
