@@ -26,6 +26,7 @@ from engines.postgres import replication
 from engines.postgres.connect import connect
 from engines.postgres.connect import replication as connect_for_replication
 from engines.postgres.errors import translate, translated
+from engines.postgres.retention import slot_lost
 from schemas.errors import (
     LOAD_AGAIN,
     LogRewound,
@@ -80,12 +81,6 @@ STATUS_SECONDS = 1.0
 ACQUIRE_SECONDS = 5.0
 """How long another reader of the slot has to go before that is an error: the server takes a moment to notice a client
 that died, and an older capture ends when it sees that a newer one has claimed."""
-
-
-SLOT_GONE_REMEDY = (
-    f"{LOAD_AGAIN}; so that a fail-over of the source does not need that, let its standby (17 or newer) keep the slot:"
-    " sync_replication_slots and hot_standby_feedback on there, synchronized_standby_slots on the primary"
-)
 
 
 class PostgresSource:
@@ -173,12 +168,11 @@ class PostgresSource:
     def _check(self, control: psycopg.Connection, after: int) -> int:
         """Return how far the slot is confirmed, if that and the log's end fit what was captured."""
         slot = self._setup.slot
+        if (lost := slot_lost(control, slot)) is not None:
+            raise lost
         state = replication.slot_state(control, slot)
         if state is None:
-            raise PositionLost(f"the source has no replication slot {slot}", remedy=SLOT_GONE_REMEDY)
-        if state.lost:
-            cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
-            raise PositionLost(f"the source has given up slot {slot}: {cause}", remedy=LOAD_AGAIN)
+            raise SourceUnavailable(f"slot {slot} was dropped just now")
         if state.confirmed_flush is not None and state.confirmed_flush > after:
             raise LogRewound(
                 f"slot {slot} was confirmed up to {replication.lsn_text(state.confirmed_flush)}, but the log ends at "
@@ -437,12 +431,8 @@ class PostgresSource:
             if result is not None and result.status == pq.ExecStatus.FATAL_ERROR:
                 error = psycopg.errors.error_from_result(result)
         with contextlib.suppress(psycopg.Error):
-            state = replication.slot_state(self._catalogue(), self._setup.slot)
-            if state is None:
-                return PositionLost(f"the replication slot {self._setup.slot} was dropped", remedy=SLOT_GONE_REMEDY)
-            if state.lost:
-                cause = state.invalidation_reason or "it held more than max_slot_wal_keep_size"
-                return PositionLost(f"the source has given up slot {self._setup.slot}: {cause}", remedy=LOAD_AGAIN)
+            if (lost := slot_lost(self._catalogue(), self._setup.slot)) is not None:
+                return lost
         if error is not None:
             meaning = translate(error, "source", f"streaming from slot {self._setup.slot}")
             if not isinstance(meaning, TransientError) or isinstance(meaning, SourceUnavailable):

@@ -236,6 +236,9 @@ def status(
     with opened_log(pipeline, patience=A_LOOK) as log, contextlib.closing(Collector(pipeline, log)) as collector:
         if not watch:
             found = collector.collect()
+            if found.source.wal_budget:  # how fast that fills is seen in a second look
+                time.sleep(_WATCH_SECONDS)
+                found = collector.collect()
             if as_json:
                 print(json.dumps(found.as_json()))
             elif not found.set_up:

@@ -26,8 +26,13 @@ MetricName = Literal[
     "lag_bytes",
     # Counter: tables that this service has stopped with an error.
     "tables_failed",
+    # Gauge: bytes of its log that the source keeps for the pipeline, and how many it may.
+    "wal_retained_bytes",
+    "wal_budget_bytes",
+    # Gauge: seconds until it keeps as many as it may, at the rate of the last minute; none while it does not grow.
+    "wal_full_seconds",
 ]
-GAUGES = frozenset({"lag_seconds", "lag_bytes"})
+GAUGES = frozenset({"lag_seconds", "lag_bytes", "wal_retained_bytes", "wal_budget_bytes", "wal_full_seconds"})
 RunnerMetric = Literal[
     # Counter: pieces of work done.
     "steps",

@@ -60,6 +60,8 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             make = partial(_snapshot_worker, number=n)
             services.append(_service(pipeline, f"snapshot-{n}", make, messages.put, next(ports), Vital.USEFUL))
     services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
+    if pipeline.source.wal_budget is not None:
+        services.append(_service(pipeline, "retention", wiring.retention, messages.put, next(ports)))
     with only_one(pipeline.state):
 
         def look() -> int:
@@ -103,6 +105,8 @@ def run_capture(pipeline: Pipeline, *, metrics_port: int | None) -> int:
         _service(pipeline, "holder", wiring.holder, _to_stderr, next(ports)),
         _service(pipeline, "trimmer", wiring.trimmer, _to_stderr, next(ports), Vital.USEFUL),
     ]
+    if pipeline.source.wal_budget is not None:
+        services.append(_service(pipeline, "retention", wiring.retention, _to_stderr, next(ports)))
     return _supervise(services, pipeline.state / "capture-pids.json")
 
 

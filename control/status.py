@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from apply.target import NOWHERE, MakeTarget, Progress, TableProgress, Target, find_target
+from control.trend import Trend
 from control.wiring import exists
 from schemas.errors import ReplicationError
 from schemas.frontier import HEAL, Claim, Frontier, Setup
@@ -67,6 +68,8 @@ class SourceStatus:
     captured: int = 0
     captured_at: float = 0.0  # seconds since 1970
     retained_bytes: int = 0  # of its log, for the slot
+    wal_budget: int = 0  # how many it may be; 0: any number
+    wal_full_seconds: float | None = None  # until it is as many, at the rate of late; None: that is not to be expected
     slot: str = ""  # how the slot is
     error: str = ""
 
@@ -168,7 +171,7 @@ class Collector:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._pipeline, self._log, self._now = pipeline, log, now
+        self._pipeline, self._log, self._clock, self._now = pipeline, log, clock, now
         self._topics = Topics(pipeline.pipeline)
         names = set(targets) if targets is not None else {target.name for target in pipeline.targets}
         self._views = [TargetView(t, pipeline.pipeline, clock) for t in pipeline.targets if t.name in names]
@@ -181,6 +184,7 @@ class Collector:
         self._chosen: list[Registered] = []
         self._source: Any = None
         self._source_status = SourceStatus()
+        self._kept = Trend()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -232,13 +236,10 @@ class Collector:
         captured = self._last_frontier()
         if ask_source:
             self._source_status = self._ask_source()
-        source = SourceStatus(
-            self._source_status.wal_end,
-            captured.position if captured else 0,
-            captured.captured_at / 1e6 if captured else 0.0,
-            self._source_status.retained_bytes,
-            self._source_status.slot,
-            self._source_status.error,
+        source = replace(
+            self._source_status,
+            captured=captured.position if captured else 0,
+            captured_at=captured.captured_at / 1e6 if captured else 0.0,
         )
         usage = self._log.usage()
         targets = tuple(
@@ -334,7 +335,11 @@ class Collector:
             # A load that is complete has dropped its slot, and follows nothing any more.
             return SourceStatus(0 if self.setup.mode == Mode.LOAD else end, slot="missing")
         state = "lost" if slot.lost else slot.wal_status or "reserved"
-        return SourceStatus(end, retained_bytes=max(0, end - slot.restart) if slot.restart else 0, slot=state)
+        kept = max(0, end - slot.restart) if slot.restart else 0
+        budget = self._pipeline.source.wal_budget or 0
+        self._kept.add(self._clock(), kept)
+        full = self._kept.seconds_to(budget) if budget else None
+        return SourceStatus(end, retained_bytes=kept, wal_budget=budget, wal_full_seconds=full, slot=state)
 
 
 def _lag(progress: Progress, source: SourceStatus, now: float, at_target: bool) -> Lag:

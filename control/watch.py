@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from control.amounts import bytes_text, duration_text
 from control.messages import Messages
 from control.service import StopSignal
-from control.status import Collector, PipelineStatus, TableStatus, TargetStatus, caught_up
+from control.status import Collector, PipelineStatus, SourceStatus, TableStatus, TargetStatus, caught_up
 from control.wiring import opened_log
 from schemas.errors import OperatorError, ReplicationError, TransientError
 from schemas.pipeline import Mode, Pipeline, TargetSettings
@@ -210,15 +211,6 @@ def lag_text(seconds: float, size: int, where: str) -> str:
     return f"{seconds:.1f} s and {bytes_text(size)} behind ({where})"
 
 
-def bytes_text(size: float) -> str:
-    """A size in the largest unit that leaves a number above one."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 class _Rates:
     """Rows a second of each table of each target, over the last seconds."""
 
@@ -354,11 +346,19 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
     budget = f" of {bytes_text(status.log_budget)}" if status.log_budget else ""
     parts.append(
         Text(
-            f"source keeps {bytes_text(source.retained_bytes)} for us, log {bytes_text(status.log_bytes)}{budget}",
+            f"source keeps {bytes_text(source.retained_bytes)}{_wal_budget(source)} for us,"
+            f" log {bytes_text(status.log_bytes)}{budget}",
             style="dim",
         )
     )
     return Group(*parts)
+
+
+def _wal_budget(source: SourceStatus) -> str:
+    if not source.wal_budget:
+        return ""
+    full = "" if source.wal_full_seconds is None else f", full in about {duration_text(source.wal_full_seconds)}"
+    return f" (of {bytes_text(source.wal_budget)}{full})"
 
 
 def display_for(terminal: bool, as_json: bool, longest: float = _RAREST_LINES) -> Display:

@@ -60,6 +60,7 @@ _MODULES = {
     "snapshot": ["snapshot.loop", "snapshot.postgres"],
     "apply": ["apply.loop", "apply.postgres"],
     "trimmer": ["control.trimmer"],
+    "retention": ["control.retention"],
     "watch": ["control.watch", "apply.postgres"],
 }
 
@@ -179,6 +180,27 @@ def trimmer(pipeline: Pipeline, stop: StopSignal) -> Make:
     @contextmanager
     def make() -> Iterator[Loop]:
         with opened_log(pipeline) as log, closing(Trimmer(pipeline, log)) as loop:
+            yield loop
+
+    return make
+
+
+def retention(pipeline: Pipeline, stop: StopSignal) -> Make:
+    """What keeps the source's log within its budget, of a pipeline that has one."""
+    from control.dropping import slot_name
+    from control.retention import Events, PostgresSlot, Retention
+
+    source, budget = pipeline.source, pipeline.source.wal_budget
+    assert budget is not None
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        slot = PostgresSlot(source.url.get_secret_value(), slot_name(pipeline))
+        with (
+            closing(Events(pipeline, "retention")) as events,
+            closing(Retention(slot, budget, source.at_wal_budget, events.tell, sleep=stop.wait)) as loop,
+        ):
+            events.start()
             yield loop
 
     return make

@@ -114,8 +114,23 @@ def _database_url(url: SecretStr) -> SecretStr:
     return url
 
 
+class AtBudget(StrEnum):
+    """What follows when a source keeps as much of its log for a pipeline as it may."""
+
+    WARN = "warn"
+    RELEASE = "release"
+
+
 class SourceSettings(_Model):
     url: SecretStr
+    wal_budget: Size | None = None  # of the source's log that may be kept for the pipeline; None: no limit
+    at_wal_budget: AtBudget = AtBudget.WARN
+
+    @model_validator(mode="after")
+    def _a_budget_to_come_to(self) -> SourceSettings:
+        if self.at_wal_budget is not AtBudget.WARN and self.wal_budget is None:
+            raise ValueError("at-wal-budget is for a wal-budget, which is missing here: wal-budget: 50GB")
+        return self
 
     _url = field_validator("url")(_database_url)
 

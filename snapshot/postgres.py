@@ -30,6 +30,7 @@ from engines.postgres.replication import (
     slot_state,
     system_identity,
 )
+from engines.postgres.retention import forget_release
 from engines.postgres.types import BUILT_IN, text_of
 from schemas.errors import SchemaUnsupported, SnapshotLost, SourceUnavailable, ValueUnsupported
 from schemas.frontier import Chunk, Visibility
@@ -385,6 +386,7 @@ class PostgresSnapshotSource:
             drop_slot(control, self._name)
             # Before the slot: changes are decoded with the catalogue of their time.
             make_publications(control, self._name, tables)
+            forget_release(control, self._name)
             created = create_slot(self._url, self._name, failover=True, on_wait=_waiting)
             held: HeldSnapshot | None = None
             try:

@@ -87,6 +87,7 @@ class World:
         # Slots and topics are the server's: their names must be this test's alone.
         self.name = f"fault_{os.urandom(4).hex()}"
         self.folder, self.source, self.log_lines = folder, source, log
+        self.source_lines = ""
         self.targets = {"copy": target}
         self.runs: list[Run] = []
         self.traffic: Traffic | None = None
@@ -115,7 +116,7 @@ class World:
         """Write the file anew, with the targets that there are now."""
         targets = "".join(f"  - name: {name}\n    url: {url}\n" for name, url in self.targets.items())
         self.file.write_text(
-            f'pipeline: {self.name}\nsource:\n  url: {self.source}\ntables: ["app.*"]\n'
+            f'pipeline: {self.name}\nsource:\n  url: {self.source}\n{self.source_lines}tables: ["app.*"]\n'
             f"{self.log_lines}workers: {{snapshot: 2, apply: 2}}\ntargets:\n{targets}"
         )
 

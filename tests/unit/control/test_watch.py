@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from control.amounts import bytes_text
 from control.status import Lag, PipelineStatus, SourceStatus, TableStatus, TargetStatus
-from control.watch import JsonDisplay, LiveDisplay, Pace, PlainDisplay, bytes_text, display_for, render, summary
+from control.watch import JsonDisplay, LiveDisplay, Pace, PlainDisplay, display_for, render, summary
 
 LOADING = TableStatus("shop.orders", "loading", 2_000, 1_500, 1_000, 0, Lag(12.5, 3_400_000, "log"))
 LIVE = TableStatus("shop.stock", "live", 40, 40, 40, 7, Lag())
