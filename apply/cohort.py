@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 from apply.target import Progress
 from schemas.errors import GapDetected, LogRewound
@@ -38,6 +39,7 @@ class Portion:
     progress: Progress
     frontiers: int = 0
     records: int = 0
+    redefines: bool = False  # rows of several versions of a table are in it, and their order matters
     spans: dict[Partition, list[Span]] = field(default_factory=dict)
     expected: dict[int, int] = field(default_factory=dict)  # about how many records a row schema has
 
@@ -54,16 +56,15 @@ class Portion:
             spans.append(Span(epoch, piece.start, piece.end, set(wanted)))
 
 
-class SchemaChanged(Exception):
-    """The next frontier holds rows of a version of a table that the target's table was not made with."""
+class Wanted(Enum):
+    """Whether rows of a schema are for a cohort."""
 
-    def __init__(self, table: TableId, schema_id: int) -> None:
-        super().__init__(f"{table}: {schema_id}")
-        self.table, self.schema_id = table, schema_id
+    NO = 0
+    YES = 1
+    ALONE = 2  # they are, but of another version of the table than the target's: their frontier goes by itself
 
 
-Wants = Callable[["Cohort", int], bool]
-"""Whether rows of a schema are for a cohort; raises `SchemaChanged` if they should be, but can't."""
+Wants = Callable[["Cohort", int], Wanted]
 
 
 class Cohort:
@@ -83,7 +84,8 @@ class Cohort:
     def take(self, wants: Wants, bound: Cohort | None, max_records: int, max_frontiers: int) -> Portion | None:
         """Return what comes next, up to where `bound` stands, if given; None if there is nothing.
 
-        Raises `GapDetected` if a frontier does not continue where the one before it ended.
+        A frontier with rows of another version of a table comes alone. Raises `GapDetected` if a frontier does not
+        continue where the one before it ended.
         """
         portion = Portion(self.reached)
         end = bound.reached.offset if bound else None
@@ -103,15 +105,14 @@ class Cohort:
                 raise GapDetected(
                     f"frontier {offset} continues from {frontier.after}, but {portion.progress.position} is reached"
                 )
+            answers = {schema_id: wants(self, schema_id) for piece in frontier.ranges for schema_id in piece.schemas}
             wanted: list[tuple[TopicRange, list[int]]] = []
-            try:
-                for piece in frontier.ranges:
-                    if mine := [schema_id for schema_id in piece.schemas if wants(self, schema_id)]:
-                        wanted.append((piece, mine))
-            except SchemaChanged:
-                if portion.frontiers:
-                    return portion  # what comes before it goes first
-                raise
+            for piece in frontier.ranges:
+                if mine := [schema_id for schema_id in piece.schemas if answers[schema_id] is not Wanted.NO]:
+                    wanted.append((piece, mine))
+            redefines = Wanted.ALONE in answers.values()
+            if redefines and portion.frontiers:
+                return portion  # what comes before it goes first
             # A large transaction goes alone, so that what was ready before it does not wait for it.
             size = sum(piece.end - piece.start for piece, _ in wanted)
             if portion.records and portion.records + size > max_records:
@@ -123,6 +124,9 @@ class Cohort:
             portion.progress = Progress(
                 offset + 1, frontier.epoch, frontier.position, commit_time, frontier.captured_at
             )
+            if redefines:
+                portion.redefines = True
+                break
         rest = len(self._ahead) > portion.frontiers
         next_offset = self._ahead[portion.frontiers].offset if rest else self._view.next
         if bound and next_offset >= bound.reached.offset:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
-from apply.cohort import Beginning, Cohort, Portion, SchemaChanged
+from apply.cohort import Beginning, Cohort, Portion, Span, Wanted
 from apply.groups import assign, chunk_share, components
 from apply.target import (
     NOWHERE,
@@ -21,12 +21,14 @@ from apply.target import (
     Change,
     GroupMove,
     Progress,
+    Redefinition,
     TableMove,
     TableProgress,
     TableRefused,
     Target,
 )
-from codec.frames import unpack
+from codec.frames import pack, unpack
+from codec.rows import Head, head
 from schemas.errors import (
     LOAD_AGAIN,
     LOAD_TABLE_AGAIN,
@@ -37,8 +39,9 @@ from schemas.errors import (
     SchemaUnsupported,
     WriteConflict,
 )
-from schemas.frontier import HEAL, Manifest, Setup
+from schemas.frontier import HEAL, Manifest, Setup, Visibility
 from schemas.pipeline import Mode, matches
+from schemas.record import Op
 from schemas.states import TableState
 from schemas.table import Objects, TableId
 from transport.log import Log, LogReader, Membership, Partition, Range
@@ -419,10 +422,6 @@ class Apply:
             if portion is not None:
                 self._apply(cohort, portion)
                 cohort.done(portion)
-        except SchemaChanged as changed:
-            what = "the table's columns or key were changed at the source"
-            self._fail(changed.table, SchemaUnsupported(what, remedy=LOAD_AGAIN))
-            return True
         except TableRefused as refused:
             self._fail(refused.table, refused.cause)
             return True
@@ -437,22 +436,20 @@ class Apply:
         self._note(idle=False)
         return True
 
-    def _wants(self, cohort: Cohort, schema_id: int) -> bool:
+    def _wants(self, cohort: Cohort, schema_id: int) -> Wanted:
         try:
             version = self._schema_of[schema_id]
         except KeyError:
             version = self._schema_of[schema_id] = self._version(schema_id)
         if version is None:
-            return False
-        progress = self._known[version.table.id]
+            return Wanted.NO
+        progress = self._known[version.id]
         if progress.state is TableState.LIVE:
             if progress.group not in cohort.groups:
-                return False
+                return Wanted.NO
         elif progress.table not in cohort.tables:
-            return False
-        if schema_id != progress.schema_id and not version.table.same_rows_as(self._target_version(progress).table):
-            raise SchemaChanged(progress.table, schema_id)
-        return True
+            return Wanted.NO
+        return Wanted.YES if schema_id == progress.schema_id else Wanted.ALONE
 
     def _version(self, schema_id: int) -> Registered | None:
         """Return the version of one of this target's tables that a schema id stands for."""
@@ -477,11 +474,15 @@ class Apply:
             else:
                 tables.add(progress.table)
         counts: dict[TableId, int] = defaultdict(int)
+        moves = {table: self._table_move(table, progress=portion.progress) for table in tables}
+        for table, version in (self._redefined(portion) if portion.redefines else {}).items():
+            place = portion.progress if table in tables else self._known[table].progress
+            moves[table] = self._table_move(table, progress=place, schema_id=version.schema_id)
         self._write(
             Batch(
                 [self._group_move(group, portion.progress) for group in sorted(groups)],
-                [self._table_move(table, progress=portion.progress) for table in sorted(tables)],
-                self._pieces(portion, counts),
+                [moves[table] for table in sorted(moves)],
+                self._pieces_in_order(portion, counts) if portion.redefines else self._pieces(portion, counts),
             )
         )
         self.stats.batches += 1
@@ -517,11 +518,75 @@ class Apply:
                         yield list(changes.values())
                         changes.clear()
                         size = 0
-                if count != span.end - span.start:
-                    raise GapDetected(
-                        f"{partition.topic} holds {count} records from {span.start} to {span.end} instead of"
-                        f" {span.end - span.start}"
-                    )
+                _require_all(partition, span, count)
+        if changes:
+            yield list(changes.values())
+
+    def _redefined(self, portion: Portion) -> dict[TableId, Registered]:
+        """Let the target get ready for the versions in a portion, and return the last one of each table that is another
+        one behind it than before."""
+        last: dict[TableId, Registered] = {}
+        for version, _, _ in self._records(portion):
+            before = last.get(version.id) or self._target_version(self._known[version.id])
+            if version.schema_id != before.schema_id:
+                self._target.get_ready(version)
+            last[version.id] = version
+        return {table: version for table, version in last.items() if version.schema_id != self._known[table].schema_id}
+
+    def _records(self, portion: Portion) -> Iterator[tuple[Registered, Head, bytes]]:
+        """Yield the records of a portion that count, each with its version and framed alone, those of each table in
+        their order."""
+        assert self._reader is not None
+        snapshots = {schema_id: self._snapshot(schema_id) for schema_id in portion.expected}
+        for partition, spans in portion.spans.items():
+            for span in spans:
+                count = 0
+                for block in self._reader.read(partition, Range(span.start, span.end)):
+                    count += block.count
+                    for key, value in unpack(block.data):
+                        if value is None:
+                            continue
+                        about = head(value)
+                        if about.schema_id not in span.schemas:
+                            continue
+                        snapshot = snapshots[about.schema_id]
+                        if snapshot is not None and snapshot.sees(about.xid):
+                            continue
+                        version = self._schema_of[about.schema_id]
+                        assert version is not None
+                        yield version, about, pack(((key, value),))
+                _require_all(partition, span, count)
+
+    def _pieces_in_order(self, portion: Portion, counts: dict[TableId, int]) -> Iterator[list[Change] | Redefinition]:
+        """Do what `_pieces` does where tables become others on the way: record by record, which takes its time."""
+        changes: dict[int, Change] = {}
+        now: dict[TableId, Registered] = {}
+        size = 0
+        epochs = {span.epoch for spans in portion.spans.values() for span in spans}
+        (epoch,) = epochs  # of a single frontier
+        for version, about, data in self._records(portion):
+            table = version.id
+            before = now.get(table) or self._target_version(self._known[table])
+            told = about.op is Op.DEFINE
+            if told or before.schema_id != version.schema_id or size >= self._limits.piece_bytes:
+                yield list(changes.values())
+                changes.clear()
+                size = 0
+            if told or before.schema_id != version.schema_id:
+                yield Redefinition(before, version, self._known[table], told)
+                now[table] = version
+            if told:
+                continue
+            change = changes.get(version.schema_id)
+            if change is None:
+                change = changes[version.schema_id] = self._change(
+                    version.schema_id, portion.expected[version.schema_id]
+                )
+            try:
+                counts[table] += change.net.add(data, None, epoch)
+            except RowError as error:
+                raise TableRefused(table, error) from error
+            size += len(data) + 64
         if changes:
             yield list(changes.values())
 
@@ -531,14 +596,18 @@ class Apply:
         return Change(version, self._target.net(version, expected))
 
     def _visibility(self, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
+        """Return what the loaded rows of a table show already, as the transcoder takes it."""
+        snapshot = self._snapshot(schema_id)
+        return (snapshot.xmin, snapshot.xmax, frozenset(snapshot.xip)) if snapshot is not None else None
+
+    def _snapshot(self, schema_id: int) -> Visibility | None:
         """Return what the loaded rows of a table show already. A table that has joined its group is past all that."""
         version = self._schema_of[schema_id]
         assert version is not None
-        progress = self._known[version.table.id]
+        progress = self._known[version.id]
         if progress.state is TableState.LIVE or progress.snapshot < 0:
             return None
-        xmin, xmax, xip = self._chunks.snapshots[progress.snapshot].visibility
-        return xmin, xmax, frozenset(xip)
+        return self._chunks.snapshots[progress.snapshot].visibility
 
     def _join(self, cohort: Cohort) -> bool:
         """Let the tables that stand where their group stands go on with it, once that is past all their snapshots."""
@@ -865,9 +934,13 @@ class Apply:
         return not chunks.outdated and (admitted is None or self._name in admitted.targets)
 
     def _begin_generation(self, progress: TableProgress, generation: int) -> TableMove | bool:
+        plan = self._chunks.of(progress.table).plan
+        assert plan is not None
+        before, version = self._target_version(progress), self._versions.by_schema(plan.schema_id)
         move = self._table_move(
             progress.table,
             state=TableState.LOADING,
+            schema_id=plan.schema_id,
             generation=generation,
             progress=NOWHERE,
             snapshot=-1,
@@ -876,9 +949,13 @@ class Apply:
             remedy="",
             stopped_in="",
         )
-        if progress.generation < 0:
+        if progress.generation < 0 and version is before:
             return move
-        self._target.restart(self._target_version(progress), move)
+        self._target.get_ready(version)
+        if progress.generation < 0:
+            self._target.write(Batch(tables=[move], pieces=[Redefinition(before, version, progress, told=False)]))
+        else:
+            self._target.restart(before, version, move)
         self._learn(move.progress)
         self._take_places([move.progress])
         return True
@@ -935,6 +1012,15 @@ class Apply:
             error, remedy = f"{type(refused.cause).__name__}: {refused.cause}", refused.cause.remedy
             return self._table_move(progress.table, tied=True, error=error, remedy=remedy)
         return self._table_move(progress.table, tied=True)
+
+
+def _require_all(partition: Partition, span: Span, count: int) -> None:
+    """Raise `GapDetected` unless that are as many records as the frontiers have named."""
+    if count != span.end - span.start:
+        raise GapDetected(
+            f"{partition.topic} holds {count} records from {span.start} to {span.end} instead of"
+            f" {span.end - span.start}"
+        )
 
 
 def _is_loading(progress: TableProgress) -> bool:

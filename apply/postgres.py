@@ -14,9 +14,10 @@ from apply.postgres_build import Builder
 from apply.postgres_merge import DIRECT, QUEUED, Stages, Work, Writer
 from apply.postgres_session import Session, StatementFailed
 from apply.postgres_shape import Shape, require, shapes_of
-from apply.target import Batch, Change, Progress, TableMove, TableProgress, TableRefused
+from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused
 from codec.copy import load_rows
 from codec.net import Net
+from conversion.alter import additions, alter_table, emptied_partitions, new_labels
 from conversion.ddl import after_load, create_table, foreign_keys, objects_statements
 from conversion.loss import losses
 from engines.postgres.connect import connect
@@ -42,6 +43,8 @@ from transport.views import Registered
 
 BUILDS_AT_ONCE = 4
 HEAL_BYTES = 32 << 20
+LOCK_SECONDS = 5
+"""How long a change of a table's definition waits for those who use the table; then it is tried again."""
 
 HAS_ROWS = "select exists (select from {table})"
 
@@ -54,6 +57,13 @@ from pg_constraint f
 join pg_class c on c.oid = f.conrelid
 join pg_namespace n on n.oid = c.relnamespace
 where f.confrelid = %s and f.contype = 'f' and f.conparentid = 0
+"""
+
+LABELS = """
+select e.enumlabel
+from pg_enum e
+where e.enumtypid = to_regtype(%s)
+order by e.enumsortorder
 """
 
 SET_SEQUENCE = """
@@ -74,8 +84,9 @@ class PostgresTarget:
         self._opened: Session | None = None
         self._stages: Stages | None = None
         self._builder = Builder(self._url, self._application, BUILDS_AT_ONCE)
-        self._writers: dict[TableId, dict[int, Writer]] = {}  # by table and version of it
-        self._shapes: dict[TableId, Shape] = {}
+        self._writers: dict[int, Writer] = {}  # by version
+        self._shapes: dict[TableId, Shape] = {}  # by the target's names, as are those below
+        self._redefined: set[TableId] = set()  # in the transaction that is open
         self._unseen: set[TableId] = set()  # tables that may have changed since they were looked at
         self._tables: dict[TableId, Table] = {}
         self._objects = Objects()
@@ -137,7 +148,7 @@ class PostgresTarget:
 
     def groups(self) -> dict[int, Progress]:
         # Whoever asks begins anew: what tables are like may have changed while they were another's.
-        self._look_again(self._tables)
+        self._look_again({*self._tables, *self._shapes})
         with translated("target", "reading the progress"):
             return state.groups(self._session.connection, self._pipeline)
 
@@ -186,9 +197,11 @@ class PostgresTarget:
     def _ended(self, *, committed: bool) -> None:
         assert self._stages is not None
         self._stages.ended(committed=committed)
+        redefined, self._redefined = self._redefined, set()
         if committed:
             self._stages.trim()
             return
+        self._look_again(redefined)
         # If the connection is lost there is nothing to roll back; whatever comes next will find that out.
         with contextlib.suppress(psycopg.Error, StatementFailed):
             self._session.rollback()
@@ -214,17 +227,16 @@ class PostgresTarget:
 
     def _writer(self, version: Registered) -> Writer:
         """Return how to write to a table as it was when it was looked at."""
-        of_table = self._writers.setdefault(version.table.id, {})
-        writer = of_table.get(version.schema_id)
+        writer = self._writers.get(version.schema_id)
         if writer is None:
             assert self._stages is not None
             try:
-                shape = require(self._shape(version.table.id), version.table)
+                shape = require(self._shape(version.table.name), version.table)
             except SchemaUnsupported as error:
                 raise TableRefused(version.table.id, error) from error
             writer = Writer(self._session, self._stages, version, shape)
             writer.require_harmless()
-            of_table[version.schema_id] = writer
+            self._writers[version.schema_id] = writer
         return writer
 
     def _look_again(self, tables: Collection[TableId]) -> None:
@@ -232,7 +244,8 @@ class PostgresTarget:
         self._unseen.update(tables)
         for table in tables:
             self._shapes.pop(table, None)
-            self._writers.pop(table, None)
+        for schema_id in [n for n, writer in self._writers.items() if writer.version.table.name in tables]:
+            del self._writers[schema_id]
 
     def prepare(self, version: Registered, move: TableMove) -> TableProgress:
         table = version.table
@@ -248,17 +261,17 @@ class PostgresTarget:
         except ReplicationError as error:
             raise TableRefused(table.id, error) from error
         if made:
-            self._look_again({table.id})
+            self._look_again({table.name})
         return progress
 
     def _prepare(self, table: Table) -> bool:
         """Make the table, or see that it fits; return whether it was made."""
         connection, prepare = self._session.connection, self._settings.prepare
         self._session.flush()
-        name = quote(*table.id)
-        shape = self._shape(table.id)
+        name = quote(*table.name)
+        shape = self._shape(table.name)
         if shape is not None and prepare is Prepare.DROP_AND_CREATE:
-            self._drop(table.id, shape)
+            self._drop(table.name, shape)
             shape = None
         if shape is None and prepare is not Prepare.KEEP:
             if refused := [loss for loss in losses(table, self._major) if loss.refused]:
@@ -272,7 +285,7 @@ class PostgresTarget:
             return True
         if shape is not None and prepare is Prepare.CREATE:
             raise PrerequisiteMissing(
-                f"the target has a table {table.id} already",
+                f"the target has a table {table.name} already",
                 remedy="drop it, or set prepare: keep, truncate or drop-and-create for the target",
             )
         shape = require(shape, table)
@@ -300,15 +313,16 @@ class PostgresTarget:
         else:
             connection.execute(f"truncate {shape.only}{name}")
 
-    def restart(self, version: Registered, move: TableMove) -> None:
-        table = version.table
+    def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
+        table = before.table
         try:
             with self._transaction(f"emptying {table.id}", durable=True) as session:
                 # First the state: that waits for whoever loads a chunk, and keeps everybody else from beginning.
                 state.queue_moves(session, self._key, [], [move])
                 session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
                 session.flush()
-                self._empty(quote(*table.id), require(self._shape(table.id), table))
+                self._empty(quote(*table.name), require(self._shape(table.name), table))
+                self._redefine(table, version.table, made=move.after.made, empty=True)
         except TransientError:
             raise
         except ReplicationError as error:
@@ -396,12 +410,12 @@ class PostgresTarget:
         definition = version.table
         done = self._build("finish", definition.id, after_load(definition, version=self._major))
         if done:
-            self._look_again({definition.id})
+            self._look_again({definition.name})
         return done
 
     def tie(self, version: Registered, table: TableProgress, *, last: bool) -> bool:
         # Rows are looked up by their keys whatever is known of them: statistics need not come before the changes.
-        statements = [f"analyze {quote(*version.table.id)}"]
+        statements = [f"analyze {quote(*version.table.name)}"]
         keys = version.table.definition.foreign_keys if table.made else ()
         if table.made:
             statements += self._sequences(version.table)
@@ -410,7 +424,7 @@ class PostgresTarget:
                 statements += self._keys(version.table)
         done = self._build("tie", version.table.id, statements)
         if done and keys:
-            self._look_again({version.table.id, *(key.references for key in keys if key.references)})
+            self._look_again({version.table.name, *(key.references for key in keys if key.references)})
         return done
 
     def _keys(self, table: Table) -> list[str]:
@@ -423,7 +437,7 @@ class PostgresTarget:
                     statements.append(statement)
                 else:
                     statements.append(f"{statement} not valid")
-                    statements.append(f"alter table {quote(*table.id)} validate constraint {quote(key.name)}")
+                    statements.append(f"alter table {quote(*table.name)} validate constraint {quote(key.name)}")
         return statements
 
     @staticmethod
@@ -435,7 +449,7 @@ class PostgresTarget:
                 sequence=literal(quote(*column.sequence)),
                 name=quote(*column.sequence),
                 column=quote(column.name),
-                table=quote(*table.id),
+                table=quote(*table.name),
             )
             for column in table.definition.columns
             if column.sequence is not None and column.source_type in whole
@@ -465,7 +479,10 @@ class PostgresTarget:
             state.queue_moves(session, self._key, batch.groups, batch.tables)
             state.queue_counts(session, self._key, batch.changes)
             for piece in batch.pieces:
-                self._write_piece(piece)
+                if isinstance(piece, Redefinition):
+                    self._carry_out(piece)
+                else:
+                    self._write_piece(piece)
 
     def _write_piece(self, piece: Sequence[Change]) -> None:
         session = self._session
@@ -487,6 +504,41 @@ class PostgresTarget:
         for work in ordered:
             work.second_half()
             session.flush()
+
+    def get_ready(self, version: Registered) -> None:
+        objects = version.table.objects
+        if objects is None or self._settings.prepare is Prepare.KEEP:
+            return
+        connection = self._session.connection
+        with translated("target", f"making what {version.table.name} rests on"):
+            for statement in additions(objects, version=self._major):
+                connection.execute(statement)
+            for type, labels in objects.labels:
+                there = [row[0] for row in connection.execute(LABELS, [quote(*type)]).fetchall()]
+                for statement in new_labels(type, labels, there):
+                    connection.execute(statement)
+
+    def _carry_out(self, piece: Redefinition) -> None:
+        before, after = piece.before.table, piece.after.table
+        try:
+            self._redefine(before, after, made=piece.table.made)
+            if piece.told:
+                for statement in emptied_partitions(after, made=piece.table.made):
+                    self._session.run(statement, after.id)
+        except SchemaUnsupported as error:
+            raise TableRefused(after.id, error) from error
+
+    def _redefine(self, before: Table, after: Table, *, made: bool, empty: bool = False) -> None:
+        """Make of a table what it is from here on, within the transaction."""
+        statements = alter_table(before, after, made=made, empty=empty, version=self._major)
+        session = self._session
+        if statements:
+            # Behind somebody who reads for long everybody else would wait who comes after us.
+            session.run(f"set local lock_timeout = '{LOCK_SECONDS}s'", after.id)
+        for statement in statements:
+            session.run(statement, after.id)
+        self._redefined |= {before.name, after.name}
+        self._look_again({before.name, after.name})
 
     def _truncate(self, changes: list[Change]) -> None:
         """Empty tables, all in one statement, because they may refer to each other."""

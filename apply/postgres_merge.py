@@ -148,7 +148,7 @@ class Writer:
         self.key = [self.names[place] for place in table.key]
         self.origins = [quote(f"penstock origin {place}") for place in table.key]
         self.rest = [place for place in range(len(self.names)) if place not in table.key]
-        self.name = quote(*table.id)
+        self.name = quote(*table.name)
         self.target = shape.only + self.name
         self.binary = version.layout.binary and shape.takes_binary(table)
         self.casts = [column.cast for column in columns]

@@ -235,11 +235,11 @@ def require(shape: Shape | None, table: Table) -> Shape:
     """Return the shape, or raise `SchemaUnsupported` if there is no such table or rows would not fit."""
     if shape is None:
         raise SchemaUnsupported(
-            f"the target has no table {table.id}", remedy="create it, or set prepare: create for the target"
+            f"the target has no table {table.name}", remedy="create it, or set prepare: create for the target"
         )
     if problems := misfits(shape, table):
         raise SchemaUnsupported(
-            f"the target's table {table.id} does not fit: {'; '.join(problems)}",
+            f"the target's table {table.name} does not fit: {'; '.join(problems)}",
             remedy="alter the table, or set prepare: drop-and-create",
         )
     return shape

@@ -69,6 +69,16 @@ class Change:
     exact: bool = True  # the source's own changes, so that none may be missing on the target; not so when healing
 
 
+@dataclass(frozen=True, slots=True)
+class Redefinition:
+    """A table is another one from here on; what comes before it, comes before, and what comes after it, after."""
+
+    before: Registered
+    after: Registered
+    table: TableProgress
+    told: bool  # by a record of its own, not only by the rows that follow
+
+
 class GroupMove(NamedTuple):
     """A group goes from one place to the next; refused if it is not at `after` any more, or has other members."""
 
@@ -89,12 +99,13 @@ class Batch:
     """What changes in one transaction of the target.
 
     `pieces` are asked for one after the other while the transaction is open, and each is forgotten before the next:
-    so a transaction of the source may be larger than memory. Changes of one table in different pieces are in order.
+    so a transaction of the source may be larger than memory. Changes of one table in different pieces are in order,
+    and a redefinition is a piece of its own.
     """
 
     groups: Sequence[GroupMove] = ()
     tables: Sequence[TableMove] = ()
-    pieces: Iterable[Sequence[Change]] = ()
+    pieces: Iterable[Sequence[Change] | Redefinition] = ()
     changes: Mapping[TableId, int] = field(default_factory=dict)  # to add to what was counted, for people
 
 
@@ -149,8 +160,9 @@ class Target(Protocol):
         stored then; a table made here has `made` set. Raises `TableRefused` if there is a table where none should be,
         or one that does not fit."""
 
-    def restart(self, version: Registered, move: TableMove) -> None:
-        """Empty the table and forget its chunks, together with the move to a new generation."""
+    def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
+        """Empty the table, make of it the version that is loaded next, and forget its chunks, together with the move to
+        a new generation."""
 
     def load(
         self,
@@ -178,6 +190,10 @@ class Target(Protocol):
 
     def net(self, version: Registered, expected: int) -> Net:
         """Return an empty fold in the form that suits the table and about so many changes."""
+
+    def get_ready(self, version: Registered) -> None:
+        """Make what a version of a table rests on, as far as it is not there: types, their new labels. To be called
+        before a batch that redefines a table as this version, which can't do that itself. Changes nothing else."""
 
     def write(self, batch: Batch) -> None:
         """Carry out a batch in one transaction, whose first statement is the comparison of all that moves. Raises

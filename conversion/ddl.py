@@ -74,18 +74,18 @@ def create_table(table: Table, objects: Objects | None = None, *, version: int =
     """
     definition = table.definition
     options = {sequence.id: sequence.definition for sequence in objects.sequences} if objects else {}
-    parts = [_column(column, options, version) for column in definition.columns]
+    parts = [column_definition(column, options, version) for column in definition.columns]
     parts += [f"constraint {quote(c.name)} {c.definition}" for c in _early_constraints(table, version)]
     inherits = ", ".join(quote(*parent) for parent in definition.inherits)
     statement = (
-        f"create {'unlogged ' if definition.unlogged else ''}table {quote(*table.id)} ({', '.join(parts)})"
+        f"create {'unlogged ' if definition.unlogged else ''}table {quote(*table.name)} ({', '.join(parts)})"
         + (f" inherits ({inherits})" if inherits else "")
         + (f" partition by {definition.partition_key}" if definition.partition_key else "")
     )
-    statements = [statement, *map(_partition, definition.partitions)]
+    statements = [statement, *map(partition_statement, definition.partitions)]
     statements += [index.definition for index in definition.indexes if _is_key(table, index)]
     statements += [
-        f"alter sequence {quote(*column.sequence)} owned by {quote(*table.id, column.name)}"
+        f"alter sequence {quote(*column.sequence)} owned by {quote(*table.name, column.name)}"
         for column in definition.columns
         if column.sequence and not column.identity
     ]
@@ -116,7 +116,7 @@ def foreign_keys(table: Table, among: Collection[TableId] | None = None, *, vers
 
 def drop_tables(tables: Iterable[Table]) -> list[str]:
     """Return the statement that drops the tables, all in one: they may refer to each other. Nobody else may to them."""
-    names = ", ".join(quote(*table.id) for table in tables)
+    names = ", ".join(quote(*table.name) for table in tables)
     return [f"drop table if exists {names}"] if names else []
 
 
@@ -168,10 +168,10 @@ def _only_since_18(constraint: Constraint) -> bool:
 
 def _add_constraint(table: Table, constraint: Constraint) -> str:
     # A foreign key or check of an inheritance parent was the source's own choice of "only" or not: "no inherit".
-    return f"alter table {quote(*table.id)} add constraint {quote(constraint.name)} {constraint.definition}"
+    return f"alter table {quote(*table.name)} add constraint {quote(constraint.name)} {constraint.definition}"
 
 
-def _column(column: ColumnDetails, options: dict[TableId, str], version: int) -> str:
+def column_definition(column: ColumnDetails, options: dict[TableId, str], version: int) -> str:
     text = f"{quote(column.name)} {column.source_type}"
     if column.collation:
         text += f" collate {column.collation}"
@@ -194,16 +194,16 @@ def _identity_options(column: ColumnDetails, options: dict[TableId, str]) -> str
     return f" (sequence name {quote(*column.sequence)}{' ' + text if text else ''})"
 
 
-def _partition(partition: Partitioned) -> str:
+def partition_statement(partition: Partitioned) -> str:
     by = f" partition by {partition.partition_key}" if partition.partition_key else ""
     return f"create table {quote(*partition.id)} partition of {quote(*partition.parent)} {partition.bound}{by}"
 
 
 def _comments(table: Table) -> list[str]:
     definition = table.definition
-    comments = [f"comment on table {quote(*table.id)} is {literal(definition.comment)}"] if definition.comment else []
+    comments = [f"comment on table {quote(*table.name)} is {literal(definition.comment)}"] if definition.comment else []
     return comments + [
-        f"comment on column {quote(*table.id, column.name)} is {literal(column.comment)}"
+        f"comment on column {quote(*table.name, column.name)} is {literal(column.comment)}"
         for column in definition.columns
         if column.comment
     ]
@@ -215,7 +215,16 @@ def _extension(extension: str) -> str:
 
 
 def _unless(there: str, statement: str) -> str:
+    return _block(f"if not ({there}) then {statement}; end if;")
+
+
+def if_there(table: TableId, then: str, otherwise: str) -> str:
+    """Return a statement that carries out one of two others, as there is such a table or not."""
+    return _block(f"if to_regclass({literal(quote(*table))}) is not null then {then}; else {otherwise}; end if;")
+
+
+def _block(body: str) -> str:
     tag = "$penstock$"
-    while tag in there + statement:  # a label of the source's must not end the block
+    while tag in body:  # a label of the source's must not end the block
         tag = tag[:-1] + "_$"
-    return f"do {tag} begin if not ({there}) then {statement}; end if; end {tag}"
+    return f"do {tag} begin {body} end {tag}"

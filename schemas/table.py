@@ -70,6 +70,7 @@ class ColumnDetails(_Model):
     collation: str = ""
     comment: str = ""
     sequence: TableId | None = None  # owned by the column (serial, identity)
+    missing: str = ""  # what rows from before the column show for it, as an expression
 
 
 class Definition(_Model):
@@ -95,6 +96,7 @@ class Partitioned(_Model):
     parent: TableId
     bound: str  # `for values from ('2024-01-01') to ('2025-01-01')`
     partition_key: str = ""  # it is partitioned itself
+    oid: int = 0
 
 
 class Leaf(_Model):
@@ -102,6 +104,7 @@ class Leaf(_Model):
 
     id: TableId
     oid: int = 0
+    node: str = ""  # where its rows lie: another one says that they were rewritten
     pages: int = 0  # the source's own estimate, for planning
     rows: int = 0
 
@@ -120,6 +123,19 @@ class Table(_Model):
     identity: Identity = Identity.KEY
     leaves: tuple[Leaf, ...] = ()
     definition: Definition = Definition()
+    renamed: TableId | None = None  # how the source calls it, if not any more by what it was chosen by
+    objects: Objects | None = None  # what it rests on; of the first version the setup tells, for all tables together
+    emptied: tuple[TableId, ...] = ()  # its partitions that were emptied where this version begins
+    detached: tuple[TableId, ...] = ()  # that were its partitions, and are tables of their own from here on
+    rewritten: bool = False  # since the version before the source may have changed rows without a word
+    recast: bool = False  # columns that have another type got it by its default cast, by nothing else
+    refused: str = ""  # why rows that are at a target can't be brought from the version before to this one
+    dropped: bool = False  # from here on the source has no such table
+
+    @property
+    def name(self) -> TableId:
+        """How source and target call the table. Its `id`, by which the log knows it, never changes."""
+        return self.renamed or self.id
 
     @property
     def rows(self) -> int:
@@ -146,7 +162,9 @@ class Objects(_Model):
     types: tuple[
         tuple[TableId, str], ...
     ] = ()  # (name, whole `create type`/`create domain` statement), in order of dependence
+    labels: tuple[tuple[TableId, tuple[str, ...]], ...] = ()  # of the enumerations among the types, in order
     sequences: tuple[Sequence, ...] = ()
 
 
 Definition.model_rebuild()
+Table.model_rebuild()

@@ -142,6 +142,7 @@ class _Details(NamedTuple):
     indexes: Mapping[int, Sequence[TupleRow]]
     identities: Mapping[int, Sequence[TupleRow]]
     pages: Mapping[int, int]
+    nodes: Mapping[int, str]
 
     @staticmethod
     def read(conn: psycopg.Connection, catalogue: Catalogue, roots: list[int]) -> _Details:
@@ -156,6 +157,7 @@ class _Details(NamedTuple):
             indexes=_by_table(ask(conn, queries.INDEXES, oids=roots)),
             identities=_by_table(ask(conn, queries.IDENTITIES, oids=[*roots, *leaves])),
             pages=pages(conn, leaves),
+            nodes=filenodes(conn, leaves),
         )
 
 
@@ -199,7 +201,7 @@ def _table(details: _Details, oid: int) -> Table:
 
 def _column_details(row: TupleRow, nullable: bool) -> ColumnDetails:
     _, _, name, _, _, written, _, identity, generated, default, *rest = row
-    collation_schema, collation, comment, sequence_schema, sequence = rest
+    collation_schema, collation, comment, sequence_schema, sequence, missing = rest
     return ColumnDetails(
         name=name,
         source_type=written,
@@ -211,6 +213,7 @@ def _column_details(row: TupleRow, nullable: bool) -> ColumnDetails:
         collation=quote(collation_schema, collation) if collation_schema else "",
         comment=comment or "",
         sequence=TableId(sequence_schema, sequence) if sequence else None,
+        missing=missing or "",
     )
 
 
@@ -245,6 +248,7 @@ def _definition(
                 parent=catalogue.relations[catalogue.parents[child.oid][0]].id,
                 bound=child.bound or "",
                 partition_key=child.partition_key or "",
+                oid=child.oid,
             )
             for child in partitions
         ),
@@ -270,7 +274,7 @@ def _leaf(details: _Details, oid: int) -> Leaf:
     relation = details.catalogue.relations[oid]
     now = details.pages.get(oid, relation.pages)
     a_page = relation.rows / relation.pages if relation.pages > 0 and relation.rows >= 0 else ROWS_A_PAGE
-    return Leaf(id=relation.id, oid=oid, pages=now, rows=round(now * a_page))
+    return Leaf(id=relation.id, oid=oid, node=details.nodes.get(oid, ""), pages=now, rows=round(now * a_page))
 
 
 def _identity(details: _Details, oid: int, carried: list[str]) -> tuple[Identity, tuple[int, ...]]:

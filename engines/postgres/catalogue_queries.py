@@ -62,7 +62,9 @@ select a.attrelid::int8, a.attnum::int4, a.attname, a.atttypid::int8, a.atttypmo
        format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text, a.attgenerated::text,
        pg_get_expr(d.adbin, d.adrelid),
        case when a.attcollation <> t.typcollation then cn.nspname end, co.collname,
-       de.description, sn.nspname, s.relname
+       de.description, sn.nspname, s.relname,
+       case when a.atthasmissing
+            then quote_literal((a.attmissingval::text::text[])[1]) || '::' || format_type(a.atttypid, a.atttypmod) end
   from pg_attribute a
   join pg_type t on t.oid = a.atttypid
   left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum

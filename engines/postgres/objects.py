@@ -172,19 +172,20 @@ def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
     chosen = list(tables)
     with one_moment(conn):
         oids = _oids(conn, chosen)
-        types, extensions = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
+        types, labels, extensions = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
         extensions |= {name for (name,) in ask(conn, EXTENSIONS.replace("{extension}", EXTENSION), oids=oids)}
         sequences = [
             SequenceObject(id=TableId(schema, name), definition=_sequence(*details))
             for _, schema, name, *details in ask(conn, SEQUENCES, oids=oids)
         ]
-    schemas = {table.id.schema for table in chosen}
+    schemas = {table.name.schema for table in chosen}
     schemas |= {partition.id.schema for table in chosen for partition in table.definition.partitions}
     schemas |= {id.schema for id, _ in types} | {sequence.id.schema for sequence in sequences}
     return Objects(
         schemas=tuple(sorted(schemas)),
         extensions=tuple(sorted(extensions)),
         types=tuple(types),
+        labels=tuple(labels),
         sequences=tuple(sequences),
     )
 
@@ -205,7 +206,7 @@ def sequence_values(conn: psycopg.Connection, tables: Iterable[Table]) -> list[t
 
 def _oids(conn: psycopg.Connection, tables: Sequence[Table]) -> list[int]:
     """Return the oids of the tables by name: a partitioned root is no leaf, and so has none in `Table`."""
-    schemas, names = [t.id.schema for t in tables], [t.id.name for t in tables]
+    schemas, names = [t.name.schema for t in tables], [t.name.name for t in tables]
     return [oid for (oid,) in ask(conn, RELATION_OIDS, schemas=schemas, names=names)]
 
 
@@ -216,11 +217,15 @@ def _sequence(written: str, increment: int, least: int, most: int, start: int, c
     )
 
 
-def _types(conn: psycopg.Connection, wanted: list[int]) -> tuple[list[tuple[TableId, str]], set[str]]:
-    """Return the statements that make the types, in order of dependence, and the extensions that bring the others."""
+def _types(
+    conn: psycopg.Connection, wanted: list[int]
+) -> tuple[list[tuple[TableId, str]], list[tuple[TableId, tuple[str, ...]]], set[str]]:
+    """Return the statements that make the types, in order of dependence, the labels of the enumerations among them, and
+    the extensions that bring the others."""
     found: dict[int, _Type] = {}
     needs: dict[int, list[int]] = {}
     statements: dict[int, str] = {}
+    labels: dict[int, list[str]] = {}
     extensions: set[str] = set()
     aliases: dict[int, int] = {}  # a multirange comes with its range
     while wanted:
@@ -228,7 +233,7 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> tuple[list[tuple[Tabl
         found |= step
         ours = [t for t in step.values() if not t.built_in and not t.extension]
         extensions |= {t.extension for t in step.values() if t.extension}
-        _describe_enums(conn, [t for t in ours if t.typtype == "e"], statements)
+        _describe_enums(conn, [t for t in ours if t.typtype == "e"], statements, labels)
         _describe_domains(conn, [t for t in ours if t.typtype == "d"], statements, needs)
         _describe_composites(conn, [t for t in ours if t.typtype == "c"], statements, needs)
         _describe_ranges(conn, [t for t in ours if t.typtype in {"r", "m"}], statements, needs, aliases)
@@ -252,15 +257,23 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> tuple[list[tuple[Tabl
 
     for oid in sorted(found, key=lambda oid: (found[oid].schema, found[oid].name)):
         put(aliases.get(oid, oid), frozenset())
-    return [(TableId(found[o].schema, found[o].name), statements[o]) for o in ordered if o in statements], extensions
+    made = {oid: TableId(found[oid].schema, found[oid].name) for oid in ordered if oid in statements}
+    return (
+        [(id, statements[oid]) for oid, id in made.items()],
+        [(id, tuple(labels[oid])) for oid, id in made.items() if oid in labels],
+        extensions,
+    )
 
 
-def _describe_enums(conn: psycopg.Connection, types: list[_Type], statements: dict[int, str]) -> None:
-    labels: dict[int, list[str]] = {t.oid: [] for t in types}
-    for oid, label in ask(conn, ENUM_LABELS, oids=list(labels)):
-        labels[oid].append(literal(label))
+def _describe_enums(
+    conn: psycopg.Connection, types: list[_Type], statements: dict[int, str], labels: dict[int, list[str]]
+) -> None:
+    labels |= {t.oid: [] for t in types}
+    for oid, label in ask(conn, ENUM_LABELS, oids=[t.oid for t in types]):
+        labels[oid].append(label)
     for t in types:
-        statements[t.oid] = f"create type {quote(t.schema, t.name)} as enum ({', '.join(labels[t.oid])})"
+        written = ", ".join(map(literal, labels[t.oid]))
+        statements[t.oid] = f"create type {quote(t.schema, t.name)} as enum ({written})"
 
 
 def _describe_domains(

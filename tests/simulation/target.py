@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from apply.target import Batch, Change, Progress, TableMove, TableProgress, TableRefused
+from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused
 from codec.net import Net
 from codec.rows import decode_batch
 from schemas.errors import ConstraintViolated, GapDetected, LogRewound, TargetUnavailable, WriteConflict
@@ -220,7 +220,10 @@ class SimulatedTarget:
             held.progress = replace(held.progress, made=True)
         return held.progress
 
-    def restart(self, version: Registered, move: TableMove) -> None:
+    def get_ready(self, version: Registered) -> None:
+        """Nothing: tables of this world rest on nothing."""
+
+    def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
         with self._transaction(f"restart {version.table.id}") as transaction:
             held = self._moved(transaction, move)
             held.rows, held.chunks = Rows(), frozenset()
@@ -270,7 +273,7 @@ class SimulatedTarget:
             for table in batch.tables:
                 self._moved(transaction, table)
             for piece in batch.pieces:
-                for change in piece:
+                for change in () if isinstance(piece, Redefinition) else piece:
                     rows = transaction.table(change.version.table.id).rows
                     assert rows is not None
                     _write(change, rows)

@@ -41,7 +41,9 @@ def comparable(table: Table) -> Table:
     """Return the table without what differs between two servers on purpose: oids and sizes."""
     columns = tuple(column.model_copy(update={"type_oid": 0, "number": 0}) for column in table.columns)
     leaves = tuple(Leaf(id=leaf.id) for leaf in table.leaves)
-    return table.model_copy(update={"columns": columns, "leaves": leaves})
+    partitions = tuple(partition.model_copy(update={"oid": 0}) for partition in table.definition.partitions)
+    definition = table.definition.model_copy(update={"partitions": partitions})
+    return table.model_copy(update={"columns": columns, "leaves": leaves, "definition": definition})
 
 
 def make(conn: psycopg.Connection, tables: list[Table], objects: Objects) -> None:

@@ -1,0 +1,272 @@
+"""Statements that bring a table of a PostgreSQL target from one version to the next, without its rows being read again.
+
+What the source did is told by the difference of two versions, not by what somebody has typed: columns are known by
+the source's own numbers, so that a rename is no drop. What the rows that are there have become by it must follow from
+the difference alone; where it does not, `SchemaUnsupported` says why, and the table has to be loaded anew.
+
+Indexes and constraints other than the key are not carried: rows do not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from conversion.ddl import column_definition, if_there, key_constraint, objects_statements, partition_statement
+from engines.postgres.connect import NEWEST
+from engines.postgres.quoting import literal, quote
+from schemas.errors import SchemaUnsupported
+from schemas.table import Column, ColumnDetails, Constraint, Objects, Partitioned, Table, TableId
+from schemas.types import Kind
+
+RELOAD = "load the table anew: `penstock reload FILE {table}`"
+
+# By a modifier alone, or between these, a value becomes the same on every server, whatever its settings are.
+_WHOLE = (Kind.INT16, Kind.INT32, Kind.INT64, Kind.NUMERIC)
+_CASTS = frozenset(
+    [(a, b) for a in _WHOLE for b in _WHOLE]
+    + [(a, b) for a in (*_WHOLE, Kind.UUID, Kind.TEXT) for b in (Kind.TEXT,)]
+    + [(Kind.FLOAT32, Kind.FLOAT64), (Kind.DATE, Kind.TIMESTAMP), (Kind.TEXT, Kind.JSONB), (Kind.JSONB, Kind.TEXT)]
+    + [(kind, kind) for kind in Kind]
+)
+
+
+def additions(objects: Objects, *, version: int = NEWEST) -> list[str]:
+    """Return what makes what a version of a table rests on, as far as it is not there. It changes nothing that is, so
+    it may be made at any time before rows need it; new labels of an enumeration must be, in a transaction before."""
+    return objects_statements(objects, (), version=version)
+
+
+def new_labels(type: TableId, labels: Sequence[str], there: Sequence[str]) -> list[str]:
+    """Return what adds to an enumeration the labels that it lacks, each behind the one that it follows."""
+    known, statements = set(there), []
+    for place, label in enumerate(labels):
+        if label in known:
+            continue
+        where = f"after {literal(labels[place - 1])}" if place else f"before {literal(there[0])}" if there else ""
+        statements.append(f"alter type {quote(*type)} add value if not exists {literal(label)} {where}".rstrip())
+    return statements
+
+
+def renamed_labels(old: Objects, new: Objects) -> list[str]:
+    """Return what gives labels of enumerations their new names: as many as before, at the same places."""
+    before = dict(old.labels)
+    return [
+        f"alter type {quote(*type)} rename value {literal(was)} to {literal(label)}"
+        for type, labels in new.labels
+        if len(before.get(type, ())) == len(labels)
+        for was, label in zip(before[type], labels, strict=True)
+        if was != label and was not in labels and label not in before[type]
+    ]
+
+
+def alter_table(old: Table, new: Table, *, made: bool, empty: bool = False, version: int = NEWEST) -> list[str]:
+    """Return what makes of a table as `old` one as `new`, in this order, in one transaction. Of one that is not `made`
+    by us the key, and what holds its rows, are not ours to change.
+
+    Raises `SchemaUnsupported` where the target's rows would not be what the source's are, unless there are none.
+    """
+    if new.refused and not empty:
+        raise SchemaUnsupported(f"{new.id}: {new.refused}", remedy=RELOAD.format(table=new.id))
+    if new.dropped:
+        return [f"drop table if exists {quote(*old.name)}"]
+    statements = [*_name(old.name, new.name)]
+    if old.objects and new.objects:
+        statements += renamed_labels(old.objects, new.objects)
+    statements += _columns(old, new, version, empty)
+    if made:
+        statements += _key(old, new)
+        statements += _partitions(old, new)
+    return statements
+
+
+def emptied_partitions(table: Table, *, made: bool) -> list[str]:
+    """Return what empties the partitions that were emptied where this version begins."""
+    if table.emptied and not made:
+        raise SchemaUnsupported(
+            f"a partition of {table.id} was truncated alone, and the target's table may have others",
+            remedy=RELOAD.format(table=table.id),
+        )
+    return [f"truncate {quote(*partition)}" for partition in table.emptied]
+
+
+def _name(old: TableId, new: TableId) -> list[str]:
+    if old == new:
+        return []
+    statements = []
+    if old.schema != new.schema:
+        statements += [f"alter table {quote(*old)} set schema {quote(new.schema)}"]
+    if old.name != new.name:
+        statements += [f"alter table {quote(new.schema, old.name)} rename to {quote(new.name)}"]
+    return statements
+
+
+def _columns(old: Table, new: Table, version: int, empty: bool) -> list[str]:
+    table = f"alter table {quote(*new.name)}"
+    before, after = _by_number(old), _by_number(new)
+    details = {column.name: column for column in new.definition.columns}
+    known = {column.name: column for column in old.definition.columns}
+    generated = {name for name, column in details.items() if column.generated}
+    once = {name for name, column in known.items() if column.generated}
+    gone = [column.name for number, column in before.items() if number not in after]
+    statements = [f"{table} drop column {quote(name)}" for name in [*sorted(once - generated), *gone]]
+    statements += _renames(
+        table, {column.name: after[number].name for number, column in before.items() if number in after}
+    )
+    for number, column in after.items():
+        detail = details.get(column.name) or ColumnDetails(name=column.name, source_type=column.source_type)
+        was = before.get(number)
+        if was is None:
+            statements += _added(table, new, column, detail, version, empty)
+            continue
+        if (was.source_type, was.kind) != (column.source_type, column.kind):
+            if not empty:
+                _require_cast(new, was, column)
+            statements += _retyped(table, column, known.get(was.name), detail, empty)
+        statements += _changed(table, column, known.get(was.name), detail)
+    added = sorted(generated - once)
+    return statements + [f"{table} add column {column_definition(details[name], {}, version)}" for name in added]
+
+
+def _by_number(table: Table) -> dict[int, Column]:
+    found = {column.number: column for column in table.columns}
+    if len(found) != len(table.columns) or 0 in found:
+        raise SchemaUnsupported(
+            f"{table.id}: it can't be told which of its columns are new and which have another name",
+            remedy=RELOAD.format(table=table.id),
+        )
+    return found
+
+
+def _renames(table: str, names: dict[str, str]) -> list[str]:
+    """Return what gives columns their new names, some of which others may have had."""
+    moved = {old: new for old, new in names.items() if old != new}
+    taken = set(moved)
+    first, second = [], []
+    for place, (old, new) in enumerate(moved.items()):
+        if new in taken:
+            between = f"penstock rename {place}"
+            first.append(f"{table} rename column {quote(old)} to {quote(between)}")
+            second.append(f"{table} rename column {quote(between)} to {quote(new)}")
+        else:
+            first.append(f"{table} rename column {quote(old)} to {quote(new)}")
+    return first + second
+
+
+def _retyped(table: str, column: Column, old: ColumnDetails | None, new: ColumnDetails, empty: bool) -> list[str]:
+    """Give a column another type. Its default may have no cast to that, so it goes, and comes again."""
+    name = quote(column.name)
+    using = f" using null::{column.source_type}" if empty else ""
+    collation = f" collate {new.collation}" if new.collation else ""
+    changed = [f"{table} alter column {name} type {column.source_type}{collation}{using}"]
+    if old is None or not old.default:
+        return changed
+    again = [f"{table} alter column {name} set default {new.default}"] if new.default else []
+    return [f"{table} alter column {name} drop default", *changed, *again]
+
+
+def _added(table: str, new: Table, column: Column, detail: ColumnDetails, version: int, empty: bool) -> list[str]:
+    """Add a column so that the rows that are there show what the source's do, whatever its default gives today."""
+    if not empty and (detail.identity or (detail.default and not detail.missing and new.rewritten)):
+        raise SchemaUnsupported(
+            f"{new.id}: column {column.name} was added with values of its own for each row that was there",
+            remedy=RELOAD.format(table=new.id),
+        )
+    plain = detail.model_copy(update={"default": detail.missing, "nullable": True})
+    statements = [f"{table} add column {column_definition(plain, {}, version)}"]
+    if detail.default != detail.missing:
+        change = f"set default {detail.default}" if detail.default else "drop default"
+        statements.append(f"{table} alter column {quote(column.name)} {change}")
+    return statements + ([] if detail.nullable else [f"{table} alter column {quote(column.name)} set not null"])
+
+
+def _changed(table: str, column: Column, old: ColumnDetails | None, new: ColumnDetails) -> Iterable[str]:
+    """Yield what changes of a column besides its values. Defaults and the like matter to who writes to the target
+    one day instead of to the source."""
+    name = quote(column.name)
+    if old is None:
+        return
+    if old.nullable != new.nullable:
+        yield f"{table} alter column {name} {'drop' if new.nullable else 'set'} not null"
+    if old.identity != new.identity:
+        if old.identity:
+            yield f"{table} alter column {name} drop identity if exists"
+        if new.identity:
+            yield f"{table} alter column {name} add generated {new.identity} as identity"
+    if old.default != new.default:
+        yield f"{table} alter column {name} {f'set default {new.default}' if new.default else 'drop default'}"
+
+
+def _require_cast(table: Table, old: Column, new: Column) -> None:
+    """Raise unless the rows that are there have, by the column's new type, the values that the source's have."""
+    if not table.rewritten and old.kind == new.kind:
+        return  # the source has not touched its rows, so a value is what it was
+    if table.recast and (old.kind, new.kind) in _CASTS:
+        return
+    raise SchemaUnsupported(
+        f"{table.id}: column {new.name} was {old.source_type} and is {new.source_type} now; what the rows that were"
+        " there have become by that is not told",
+        remedy=RELOAD.format(table=table.id),
+    )
+
+
+def _key(old: Table, new: Table) -> list[str]:
+    """Return what takes away the constraints that the source has no more, which might refuse its rows, and makes the
+    key by which rows are told apart."""
+    name = quote(*new.name)
+    before, after = _constraints(old), _constraints(new)
+    statements = []
+    key = key_constraint(new)
+    for constraint in before:
+        if any(_same(constraint, old, other, new) for other in after):
+            continue
+        if constraint.definition.upper().startswith("CREATE "):
+            statements.append(f"drop index if exists {quote(new.name.schema, constraint.name)}")
+        else:
+            statements.append(f"alter table {name} drop constraint if exists {quote(constraint.name)}")
+    if key is not None and not any(_same(other, old, key, new) for other in before):
+        add = f"alter table {name} add constraint {quote(key.name)} {key.definition}"
+        statements.append(key.definition if key.definition.upper().startswith("CREATE ") else add)
+    return statements
+
+
+def _constraints(table: Table) -> list[Constraint]:
+    definition = table.definition
+    unique = [index for index in definition.indexes if index.definition.upper().startswith("CREATE UNIQUE ")]
+    primary = [definition.primary_key] if definition.primary_key else []
+    return [*primary, *definition.uniques, *definition.checks, *definition.foreign_keys, *unique]
+
+
+def _same(first: Constraint, of: Table, second: Constraint, of_second: Table) -> bool:
+    """Whether two versions of a table have a constraint in common: by its definition, or by name, where only columns or
+    tables in it have other names."""
+    if first.definition == second.definition:
+        return True
+    return first.name == second.name and _numbers(first, of) == _numbers(second, of_second)
+
+
+def _numbers(constraint: Constraint, table: Table) -> list[int]:
+    numbers = {column.name: column.number for column in table.columns}
+    return [numbers.get(name, 0) for name in constraint.columns]
+
+
+def _partitions(old: Table, new: Table) -> list[str]:
+    """Return what lets the target's table have the partitions that the source's has."""
+    before = {partition.oid: partition for partition in old.definition.partitions}
+    after = {partition.oid: partition for partition in new.definition.partitions}
+    gone = [partition for oid, partition in before.items() if oid not in after]
+    statements: list[str] = []
+    for oid, partition in before.items():
+        if oid in after:
+            statements += _name(partition.id, after[oid].id)
+    dropped = {partition.id for partition in gone if partition.id not in new.detached}
+    for partition in gone:
+        if partition.id in new.detached:
+            statements.append(f"alter table {quote(*partition.parent)} detach partition {quote(*partition.id)}")
+        elif partition.parent not in dropped:
+            statements.append(f"drop table {quote(*partition.id)}")
+    return statements + [_attach(partition) for oid, partition in after.items() if oid not in before]
+
+
+def _attach(partition: Partitioned) -> str:
+    attach = f"alter table {quote(*partition.parent)} attach partition {quote(*partition.id)} {partition.bound}"
+    return if_there(partition.id, attach, partition_statement(partition))
