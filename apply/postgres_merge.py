@@ -51,7 +51,10 @@ MERGE_SAYS_SINCE = 170000
 
 ALLOW_HASHING = "set local enable_hashjoin = on"
 
-ROLE_REMEDY = "grant set on parameter session_replication_role to the target's user"
+ROLE_REMEDY = (
+    "grant set on parameter session_replication_role to the target's user;"
+    " before PostgreSQL 15: alter role … set session_replication_role = replica, as a superuser"
+)
 
 _COLLISIONS = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 _NO_EQUALITY = frozenset({114, 142, 600, 601, 602, 603, 604, 628, 718, 194})

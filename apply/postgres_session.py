@@ -69,7 +69,9 @@ class Session:
         try:
             self.connection.execute("set session_replication_role = replica")
         except psycopg.errors.InsufficientPrivilege:
-            return False
+            # Before PostgreSQL 15 only a superuser may; but he may have set it for our role.
+            row = self.connection.execute("select current_setting('session_replication_role')").fetchone()
+            return row == ("replica",)
         return True
 
     def close(self) -> None:

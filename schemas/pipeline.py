@@ -325,18 +325,16 @@ def load_pipeline(path: Path, variables: Mapping[str, str] | None = None) -> Pip
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigInvalid(f"{path} can't be read: {why}", remedy="give the path of a pipeline file") from None
-    loader = yaml.SafeLoader(text)
     try:
-        node = loader.get_single_node()
-        data = _plain(loader, node, _ROOT, lines, config.environment() if variables is None else variables)
+        data = _read(text, lines, config.environment() if variables is None else variables)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise ConfigInvalid(f"{path}:{line}: this is not YAML: {error.problem}", remedy="mend the line") from None
     except yaml.YAMLError:
         raise ConfigInvalid(f"{path}:1: this is not YAML", remedy="mend the file") from None
-    finally:
-        loader.dispose()
+    except RecursionError:  # nested without end, or by an alias within its own anchor
+        raise ConfigInvalid(f"{path}:1: values are nested too deeply", remedy="mend the file") from None
     if not isinstance(data, dict):
         raise ConfigInvalid(f"{path}:1: a pipeline file has keys: pipeline, source, targets", remedy="see the README")
     try:
@@ -354,6 +352,15 @@ def load_pipeline(path: Path, variables: Mapping[str, str] | None = None) -> Pip
     pipeline = pipeline.model_copy(update={"state": path.absolute().parent / pipeline.state})
     pipeline._lines = lines
     return pipeline
+
+
+def _read(text: str, lines: _Lines, variables: Mapping[str, str]) -> Any:
+    """Return what a file says as plain Python values. Raises `YAMLError`, `RecursionError` or `ConfigInvalid`."""
+    loader = yaml.SafeLoader(text)
+    try:
+        return _plain(loader, loader.get_single_node(), _ROOT, lines, variables)
+    finally:
+        loader.dispose()
 
 
 def _plain(
@@ -382,7 +389,10 @@ def _plain(
             lines.note((*path, i), item.start_mark.line + 1)
             items.append(_plain(loader, item, (*path, i), lines, variables))
         return items
-    value = loader.construct_object(node)
+    try:
+        value = loader.construct_object(node)
+    except ValueError as error:  # what looks like a date and is none
+        raise ConfigInvalid(f"{lines.where(path)}{error}", remedy="put the value into quotes") from None
     if isinstance(value, str):
         return _VARIABLE.sub(lambda match: _variable(match[1], lines.where(path), variables), value)
     return value

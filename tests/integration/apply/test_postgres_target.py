@@ -708,6 +708,22 @@ def test_without_the_role_what_would_act_twice_is_refused(restricted: Applied, h
     assert state.state is TableState.FAILED and "second time" in state.error and "grant set" in state.remedy
 
 
+def test_a_role_that_a_superuser_has_made_a_replica_is_one(applied: Applied, restricted: Applied) -> None:
+    database = applied.connection.info.dbname
+    applied.sql(
+        f'alter role penstock_restricted in database "{database}" set session_replication_role = replica;'
+        " create table public.t (id bigint primary key, body text);"
+        " grant all on public.t to penstock_restricted;"
+        " create trigger same before update on public.t for each row execute function"
+        " pg_catalog.suppress_redundant_updates_trigger()"
+    )
+    source = Source(make_table("t"))
+    worker = restricted.worker(source)
+    source.commit(insert("t", "1", "a"))
+    restricted.catch_up(source, worker)
+    assert restricted.rows("t") == [(1, "a")]
+
+
 def test_a_kind_of_target_that_does_not_exist_is_named(applied: Applied) -> None:
     from apply.target import find_target
 

@@ -187,3 +187,17 @@ def test_excluding_patterns_win_wherever_they_stand() -> None:
     assert not matches(TableId("public", "b"), ("!public.b", "public.*"))
     assert not matches(TableId("public", "b"), ("public.*", "!public.b"))
     assert matches(TableId("public", "a"), ("!public.b",))
+
+
+@pytest.mark.parametrize("text", ["pipeline: \0", "pipeline: a: b\n", "pipeline: {", "- 1", "'", "!!binary x: y"])
+def test_a_file_that_is_no_mapping_in_yaml_is_told(tmp_path: Path, text: str) -> None:
+    assert "pipeline.yaml:1: " in str(refused(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "pipeline: &a [*a]"])
+def test_a_file_that_is_nested_without_end_is_told(tmp_path: Path, text: str) -> None:
+    assert "nested too deeply" in str(refused(tmp_path, text))
+
+
+def test_what_looks_like_a_date_and_is_none_is_told_with_its_line(tmp_path: Path) -> None:
+    assert "pipeline.yaml:2: " in str(refused(tmp_path, "mode: load\npipeline: 2024-02-31\n"))
