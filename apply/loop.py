@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
+from apply import commands
 from apply.cohort import Beginning, Cohort, Portion, Span, Wanted
 from apply.groups import assign, chunk_share, components
 from apply.target import (
@@ -27,6 +28,7 @@ from apply.target import (
     TableRefused,
     Target,
 )
+from apply.telling import StateTeller
 from codec.frames import pack, unpack
 from codec.rows import Head, head
 from schemas.errors import (
@@ -39,11 +41,13 @@ from schemas.errors import (
     SchemaUnsupported,
     WriteConflict,
 )
+from schemas.events import EventKind
 from schemas.frontier import HEAL, Manifest, Setup, Visibility
 from schemas.pipeline import Mode, matches
 from schemas.record import Op
-from schemas.states import TableState
+from schemas.states import STOPPED, TableState
 from schemas.table import Objects, TableId
+from transport.events import Teller
 from transport.log import Log, LogReader, Membership, Partition, Range
 from transport.topics import Topics
 from transport.views import Chunks, Registered, TableChunks, Tables, read_setup, read_trimmed
@@ -61,6 +65,8 @@ class Limits:
     note_every: float = 1.0  # progress that holds no changes
     look_every: float = 0.25  # for what other workers do: loaded chunks, prepared tables
     share_every: float = 0.05
+    commands_at_once: int = 1_000
+    tell_every: float = 0.5
     move_seconds: float = 0.05  # for tables that move to their next states, before others get their turn
     failed_every: float = 1.0  # whether a failed table was told to go on
     together_seconds: float = 10.0  # that those who are ahead wait for tables that are loaded, and about to join them
@@ -103,6 +109,7 @@ class Apply:
         follows: bool = True,
         clock: Callable[[], float] = time.monotonic,
         limits: Limits | None = None,
+        teller: Teller | None = None,
     ) -> None:
         self._log, self._target, self._clock = log, target, clock
         self._topics, self._name = Topics(pipeline), name
@@ -114,11 +121,22 @@ class Apply:
         self._stack = ExitStack()
         self._reader: LogReader | None = None
         self._shares: list[Membership] = []  # of the chunks, and of the groups if it follows
-        self._tasks = (self._move_tables, self._follow_ahead, self._follow_behind, self._load_chunk)
+        self._tasks = (
+            self._obey,
+            self._move_tables,
+            self._follow_ahead,
+            self._follow_behind,
+            self._load_chunk,
+            self._recall,
+        )
         self._turn = 0
         self.stats = Stats()
 
+        self._teller = teller or Teller(log, self._topics, f"apply-{name}")
+        self._told_at = -1e9
+
         self._setup: Setup | None = None
+        self._states: StateTeller
         self._versions: Tables
         self._chunks: Chunks
         self._made_with: dict[TableId, Registered] = {}
@@ -141,8 +159,9 @@ class Apply:
         self._arriving: dict[TableId, float] = {}  # loaded, and not live yet; since when
         self._patience = _IMPATIENT
         self._todo: list[tuple[TableId, int, int]] = []
+        self._obeyed = 0  # of the commands, those that are carried out or not for this worker
         self._counted: dict[TableId, int] = defaultdict(int)
-        self._noted_at = self._looked_at = self._shared_at = self._moved_at = -1e9
+        self._noted_at = self._looked_at = self._asked_at = self._shared_at = self._moved_at = -1e9
         self._refreshed_at = self._refresh_from = -1e9
         self._moves_due = self._again_due = self._chunks_due = True
         self._well = True  # whether no step was broken off
@@ -177,6 +196,8 @@ class Apply:
                 return self._start()
             if self._take_share():
                 return True
+            if self._clock() - self._told_at >= self._limits.tell_every:
+                self._tell()
             for _ in self._tasks:
                 task = self._tasks[self._turn]
                 self._turn = (self._turn + 1) % len(self._tasks)
@@ -196,6 +217,7 @@ class Apply:
 
     def wait(self, timeout: float) -> None:
         """Return when there may be work again, or after `timeout` seconds."""
+        self._tell()
         if self._reader is None:
             time.sleep(min(timeout, 0.2))
             return
@@ -223,6 +245,7 @@ class Apply:
             self._noted_at = -1e9
             with suppress(ReplicationError):
                 self._note(idle=False)
+        self._teller.close()
         self._stack.close()
         self._target.close()
 
@@ -245,6 +268,7 @@ class Apply:
             if matches(version.id, self._patterns):
                 self._made_with[version.id] = version
         self._target.open(self._log.identity())
+        self._states = StateTeller(self._teller, self._log, self._reader, self._topics, self._name)
         self._register(setup)
         self._setup = setup
         self._shares = [self._stack.enter_context(self._log.membership(name)) for name in self._names]
@@ -277,6 +301,7 @@ class Apply:
         if (chunks, owned) == (self._chunk_share, self._owned):
             return False
         self._chunk_share, self._owned = chunks, owned
+        self._states.begin_again()
         self._reload()
         return True
 
@@ -293,6 +318,7 @@ class Apply:
         self._refreshed_at = self._clock()
         self._refresh_from = self._refreshed_at + self._limits.look_every
         self._read_loaded()
+        self._obeyed = 0
         self._todo.clear()
         self._to_move.clear()
         self._building.clear()
@@ -358,12 +384,14 @@ class Apply:
         self._known[table] = progress
         if before is None or (before.state, before.generation) != (progress.state, progress.generation):
             self._chunks_due = True
-        failed = progress.state is TableState.FAILED
-        settled = failed or (progress.state is TableState.LIVE and progress.tied)
+        stopped = progress.state in STOPPED
+        settled = stopped or (progress.state is TableState.LIVE and progress.tied)
+        if self._is_mine(progress):
+            self._states.note(progress)
         for tables, belongs in (
             (self._unsettled, not settled and self._is_mine(progress)),
             (self._unsettled_anywhere, not settled and table in self._made_with),
-            (self._failed, failed),
+            (self._failed, progress.state is TableState.FAILED),
         ):
             if belongs:
                 tables.add(table)
@@ -709,7 +737,53 @@ class Apply:
         self._todo = [entry for entry in self._todo if entry[0] != table]
         self._moves_due = True
 
+    # ------------------------------------------------------------------------------------------------ commands
+
+    def _obey(self) -> bool:
+        """Carry out the commands for this worker's tables, in order, those for different tables together.
+
+        The offset of each is stored with the state that it makes: so it is carried out exactly once, whoever dies.
+        """
+        now = self._clock()
+        if now - self._asked_at >= self._limits.share_every:
+            self._asked_at = now
+            self._hear()
+        issued = self._chunks.commands
+        groups: set[int] = set()
+        moves: dict[TableId, TableMove] = {}
+        while self._obeyed < len(issued) and len(moves) < self._limits.commands_at_once:
+            command = issued[self._obeyed]
+            before = self._known.get(command.table)
+            if before is not None and self._is_mine(before) and commands.is_due(command, before, self._name):
+                if before.table in moves:
+                    break
+                place = before.progress
+                if before.state is TableState.LIVE:
+                    # Whatever its group has applied it has applied too, but nothing after that.
+                    place = _place(self._stored[before.group])
+                    groups.add(before.group)
+                moves[before.table] = TableMove(before, commands.obeyed(command, before, place))
+            self._obeyed += 1
+        if not moves:
+            return False
+        left = [self._group_move(group, _place(self._stored[group]), other_members=True) for group in sorted(groups)]
+        self._write(Batch(left, list(moves.values())))
+        self._reload()
+        return True
+
+    def _recall(self) -> bool:
+        return self._states.recall()
+
+    def _tell(self) -> None:
+        self._told_at = self._clock()
+        self._teller.flush()
+
     # ------------------------------------------------------------------------------------------------ load
+
+    def _hear(self) -> None:
+        """Read on in the chunks."""
+        if self._chunks.refresh(fresh=False):
+            self._moves_due = self._again_due = self._chunks_due = True
 
     def _load_chunk(self) -> bool:
         """Load the next final chunk of this worker's share."""
@@ -718,8 +792,7 @@ class Apply:
             if now - self._looked_at < self._limits.share_every:
                 return False
             self._looked_at = now
-            if self._chunks.refresh(fresh=False):
-                self._moves_due = self._again_due = self._chunks_due = True
+            self._hear()
             if self._chunks_due:
                 self._chunks_due = self._find_chunks()
             if not self._todo:
@@ -1010,6 +1083,7 @@ class Apply:
         except TableRefused as refused:
             # The rows are what the source's are: a key that does not hold is told, but stops nothing.
             error, remedy = f"{type(refused.cause).__name__}: {refused.cause}", refused.cause.remedy
+            self._states.tell(EventKind.ERROR, progress.table, error, remedy)
             return self._table_move(progress.table, tied=True, error=error, remedy=remedy)
         return self._table_move(progress.table, tied=True)
 
@@ -1024,8 +1098,10 @@ def _require_all(partition: Partition, span: Span, count: int) -> None:
 
 
 def _is_loading(progress: TableProgress) -> bool:
-    """Whether a table takes another generation. One that is past its load has all of a generation that was complete."""
-    return TableState.LOADING in {progress.state, progress.stopped_in}
+    """Whether a table takes another generation. One that is past its load has all of a generation that was complete;
+    one that is paused takes it when it goes on."""
+    failed = progress.state is TableState.FAILED
+    return (TableState(progress.stopped_in) if failed else progress.state) is TableState.LOADING
 
 
 def _forgotten() -> LogRewound:

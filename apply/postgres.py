@@ -37,7 +37,7 @@ from schemas.errors import (
 )
 from schemas.frontier import HEAL
 from schemas.pipeline import Prepare, TargetSettings
-from schemas.states import TableState
+from schemas.states import STOPPED, TableState
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
 
@@ -564,7 +564,7 @@ class PostgresTarget:
 def _ends(move: TableMove) -> bool:
     """Whether somebody may rely on what is reached. What a crash of the server takes back on the way to it is done
     again: rows, chunks and states go together."""
-    return move.after.state is not move.progress.state and move.progress.state in {TableState.LIVE, TableState.FAILED}
+    return move.after.state is not move.progress.state and move.progress.state in {TableState.LIVE, *STOPPED}
 
 
 def forget_pipeline(settings: TargetSettings, pipeline: str) -> bool:

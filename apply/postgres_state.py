@@ -26,7 +26,8 @@ IS_THERE = "select to_regclass('penstock.chunks') is not null"
 PREPARED = """
 select table_schema, table_name
 from penstock.tables
-where pipeline = %s and state in ('loading', 'indexing', 'catching-up', 'live')
+where pipeline = %s
+  and case when stopped_in = '' then state else stopped_in end in ('loading', 'indexing', 'catching-up', 'live')
 """
 
 ADD_PIPELINE = "insert into penstock.pipelines (pipeline, log) values (%s, %s) on conflict do nothing"
@@ -72,7 +73,7 @@ CHUNKS = """
 select c.table_schema, c.table_name, c.generation, c.chunk
 from penstock.chunks as c
 join penstock.tables as t using (pipeline, table_schema, table_name, generation)
-where c.pipeline = %s and t.state in ('loading', 'failed')
+where c.pipeline = %s and t.state in ('loading', 'failed', 'paused')
 """
 
 # The comparison and the change are one statement: of two owners the second waits for the first, and finds nothing.
@@ -93,7 +94,7 @@ set state = $8, schema_id = $9, generation = $10, frontier = $11, epoch = $12, p
     captured_at = $15, snapshot = $16, rows_loaded = $17, made = $18, tied = $19, error = $20, remedy = $21,
     stopped_in = $22, command = $23, updated_at = clock_timestamp()
 where pipeline = $1 and table_schema = $2 and table_name = $3
-  and state = $4 and generation = $5 and frontier = $6 and epoch = $7
+  and state = $4 and generation = $5 and frontier = $6 and epoch = $7 and command = $24
 """
 
 COUNT_CHANGES = """
@@ -257,6 +258,7 @@ def queue_table(session: Session, pipeline: bytes, move: TableMove) -> None:
     values: list[object] = [*before.table, before.state.value, before.generation]
     values += [before.progress.offset, before.progress.epoch]
     values += _state(after)
+    values.append(before.command)
     session.queue(MOVE_TABLE, [pipeline, *(text(value) for value in values)], one_table)
 
 

@@ -257,6 +257,106 @@ def status(
 
 @app.command()
 @_told
+def events(
+    file: File,
+    table: Annotated[
+        str | None, typer.Argument(help="Only of this table, or of tables that fit `schema.*`.", show_default=False)
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
+    since: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Only of the last 30min, 2h, 1d.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the last so many.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what has happened to tables and services.
+
+    Changes of state, errors with their remedies, commands. The log keeps the last 100,000.
+
+    \b
+    Examples:  penstock events pipeline.yaml --since 2h
+               penstock events pipeline.yaml public.orders --follow
+    """
+    from control.eventview import events_of
+    from control.wiring import A_LOOK, opened_log
+    from schemas.pipeline import duration
+
+    pipeline = _load(file)
+    try:
+        seconds = None if since is None else duration(since)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--since") from None
+    with opened_log(pipeline, patience=A_LOOK) as opened:
+        for line in events_of(opened, pipeline.pipeline, table, seconds, limit, follow=follow):
+            print(json.dumps(line.fields) if as_json else line.text, flush=follow)
+
+
+Tables = Annotated[list[str], typer.Argument(metavar="TABLE…", help="schema.table, with * and ? as wildcards.")]
+OnTarget = Annotated[str, typer.Option("--target", metavar="NAME", help="Only on this target.", show_default=False)]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until all targets have carried it out.")]
+
+_ANSWERS_SHOWN = 20
+
+
+@app.command()
+@_told
+def pause(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """Stop applying to tables, while all others go on.
+
+    The log keeps what they need, until `penstock resume` lets them go on from there. When three quarters of the log's
+    budget are taken it keeps nothing for them any more, and says so; then only `penstock reload` brings them back.
+
+    \b
+    Example:  penstock pause pipeline.yaml public.orders --target reports
+    """
+    _command("pause", file, tables, target, no_wait, as_json)
+
+
+@app.command()
+@_told
+def resume(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """Let paused and failed tables go on where they stopped.
+
+    \b
+    Example:  penstock resume pipeline.yaml public.orders
+    """
+    _command("resume", file, tables, target, no_wait, as_json)
+
+
+@app.command()
+@_told
+def skip(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """Leave tables as they are, for good.
+
+    The log keeps nothing for them. Only `penstock reload` brings them back.
+
+    \b
+    Example:  penstock skip pipeline.yaml 'public.tmp_*'
+    """
+    _command("skip", file, tables, target, no_wait, as_json)
+
+
+def _command(kind: str, file: Path, tables: list[str], target: str, no_wait: bool, as_json: bool) -> None:
+    from control.commanding import WAIT_SECONDS, command
+    from control.wiring import A_LOOK, opened_log
+    from schemas.frontier import CommandKind
+
+    pipeline = _load(file)
+    with opened_log(pipeline, patience=A_LOOK) as opened:
+        answers = command(pipeline, opened, CommandKind(kind), tables, target, None if no_wait else WAIT_SECONDS)
+    if as_json:
+        for answer in answers:
+            print(json.dumps({**answer._asdict(), "table": str(answer.table), "state": answer.state.value}))
+        return
+    for answer in answers[:_ANSWERS_SHOWN]:
+        done = f"is {answer.state}" if answer.carried_out else f"is asked for, and not carried out yet ({answer.state})"
+        print(f"{answer.table} on {answer.target}: {done}")
+    if len(answers) > _ANSWERS_SHOWN:
+        print(f"and {len(answers) - _ANSWERS_SHOWN:,} more")
+
+
+@app.command()
+@_told
 def log(
     file: File,
     topic: Annotated[

@@ -15,7 +15,7 @@ from schemas.errors import ReplicationError
 from schemas.frontier import HEAL, Claim, Frontier, Setup
 from schemas.pipeline import Mode, Pipeline, TargetSettings, matches
 from schemas.record import decode_control
-from schemas.states import TableState
+from schemas.states import STOPPED, TableState
 from schemas.table import TableId
 from transport.log import Log, LogReader
 from transport.topics import Topics
@@ -309,7 +309,7 @@ class Collector:
             )
         used = {progress.group for progress in tables.values()}
         positions = [progress.position for group, progress in groups.items() if group in used]
-        going = [row.lag for row in rows if row.state != TableState.FAILED]
+        going = [row.lag for row in rows if row.state not in STOPPED]
         worst = max(going, key=lambda lag: (lag.seconds, lag.bytes), default=Lag())
         return TargetStatus(view.settings.name, min(positions, default=0), worst, tuple(rows), error)
 
@@ -359,15 +359,15 @@ def caught_up(
     groups: dict[int, Progress],
     goal: int | None,
 ) -> bool:
-    """Whether a target is done: every table live or failed, and, with a goal, every group at it.
+    """Whether a target is done: every table live or stopped, and, with a goal, every group at it.
 
     A table becomes live only when capture has passed the snapshots that it was read in, so without a goal its state
     alone says that the load is whole. Foreign keys are waited for, but for those that may tie a table to one that has
-    failed: they are not made before that goes on.
+    stopped: they are not made before that goes on.
     """
-    without = {progress.group for progress in tables.values() if progress.state is TableState.FAILED}
+    without = {progress.group for progress in tables.values() if progress.state in STOPPED}
     for progress in tables.values():
-        if progress.state is TableState.FAILED:
+        if progress.state in STOPPED:
             continue
         if progress.state is not TableState.LIVE or not (progress.tied or progress.group in without):
             return False

@@ -20,12 +20,14 @@ from apply.target import MakeTarget, Progress, TableProgress, find_target
 from control.status import TargetView
 from control.wiring import exists
 from schemas.errors import LOAD_TABLE_AGAIN, LogRewound
+from schemas.events import EventKind
 from schemas.frontier import Freed, Plan, Setup, Trimmed
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
-from schemas.states import TableState
+from schemas.states import STOPPED, TableState
 from schemas.table import TableId
 from snapshot import rules
+from transport.events import Teller
 from transport.log import Log, LogReader, LogWriter, Partition
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, TableChunks, Tables, ValidFrontier, read_setup, trims
@@ -35,6 +37,9 @@ _log = logging.getLogger(__name__)
 WARN_FROM = 0.75
 WARN_SECONDS = 60.0
 """The share of the log's budget from which on people are told what holds it, and how often."""
+
+MOST_EVENTS = 100_000
+EVENTS_SECONDS = 60.0
 
 _READ_AT_ONCE = 1_000
 
@@ -70,8 +75,8 @@ class Held(Exception):
 def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Chunks, mode: Mode) -> int:
     """Return the offset in `p.frontier` before which nothing is needed by any target. Raises `Held`.
 
-    A table that is not live yet may need everything. One that has failed may be told to go on from where it stopped,
-    as long as there is room for that.
+    A table that is not live yet may need everything. One that has failed, or is paused, may be told to go on from
+    where it stopped, as long as there is room for that. One that is skipped needs nothing any more.
     """
     if mode is not Mode.CHANGES:
         for table in chosen:
@@ -82,11 +87,11 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
         if answer.error:
             raise Held(f"target {answer.name} can't be asked: {answer.error}")
         for table, progress in answer.tables.items():
-            failed = progress.state is TableState.FAILED and progress.progress.offset >= 0
-            if not failed and progress.state is not TableState.LIVE:
+            if progress.state in {TableState.LIVE, TableState.SKIPPED}:
+                continue
+            if progress.state not in STOPPED or progress.progress.offset < 0:
                 raise Held(f"{table} on target {answer.name} is {progress.state}")
-            if failed:
-                places.append(progress.progress.offset)
+            places.append(progress.progress.offset)
         places += [progress.offset for progress in answer.groups.values()]
     if not places:
         raise Held("no target has a table")
@@ -122,7 +127,8 @@ def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Parti
 def _loads(progress: TableProgress, load: TableChunks) -> bool:
     """Whether a target may still load chunks of the plan that counts; one that is outdated is begun by nobody."""
     assert load.plan is not None
-    state = TableState(progress.stopped_in) if progress.state is TableState.FAILED else progress.state
+    goes_on = progress.state in {TableState.FAILED, TableState.PAUSED}
+    state = TableState(progress.stopped_in) if goes_on else progress.state
     begun = progress.generation == load.plan.generation
     return state in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
 
@@ -152,6 +158,8 @@ class Trimmer:
         self._clock, self._now, self._sleep = clock, now, sleep
         self._topics = Topics(pipeline.pipeline)
         self._views = [TargetView(target, pipeline.pipeline, clock, make_target) for target in pipeline.targets]
+        self._teller = Teller(log, self._topics, "trimmer", now)
+        self._events_at = 0.0
         self._stack = contextlib.ExitStack()
         self._reader: LogReader | None = None
         self._writer: LogWriter | None = None
@@ -161,6 +169,7 @@ class Trimmer:
         self._chosen: list[TableId] = []
         self._look_at = 0.0
         self._warn_at = 0.0
+        self._warned = ""  # what was told last to hold the log
 
         self._frontiers: Frontiers
         self._until = 0  # nobody needs the frontiers before it
@@ -212,6 +221,8 @@ class Trimmer:
         if self._clock() < self._look_at:
             return False
         self._look()
+        self._trim_events()
+        self._teller.flush()
         return True
 
     def wait(self, timeout: float) -> None:
@@ -222,8 +233,18 @@ class Trimmer:
         """Let go of targets and log; never raises."""
         for view in self._views:
             view.close()
+        self._teller.close()
         with contextlib.suppress(Exception):
             self._stack.close()
+
+    def _trim_events(self) -> None:
+        """Of what was told to people keep the latest."""
+        now = self._clock()
+        if now >= self._events_at:
+            self._events_at = now + EVENTS_SECONDS
+            start, end = self._log.offsets(self._topics.events)
+            if end - start > MOST_EVENTS + MOST_EVENTS // 10:
+                self._log.trim(self._topics.events, end - MOST_EVENTS)
 
     def _begin(self) -> bool:
         """Wait for a log with a setup in it, and begin where the log does."""
@@ -270,7 +291,7 @@ class Trimmer:
             self._chosen = self._chosen or rules.chosen(self._setup, Tables(self._reader, self._topics))
             answers = [self._ask(view) for view in self._views]
             if full >= limits.sweep_from:
-                answers = [self._without_failed(answer, full) for answer in answers]
+                answers = [self._without_stopped(answer, full) for answer in answers]
             self._chunks.refresh()
             if not self._knows_all_targets():
                 raise Held("other targets are loaded than those that are known here")
@@ -283,20 +304,25 @@ class Trimmer:
             if full >= WARN_FROM and self._clock() >= self._warn_at:
                 self._warn_at = self._clock() + WARN_SECONDS
                 _log.warning("the log is %.0f %% full and can't be trimmed: %s", full * 100, held)
+                if str(held) != self._warned:
+                    self._warned = str(held)
+                    self._teller.tell(
+                        EventKind.WARNING,
+                        f"the log is {full:.0%} full and can't be trimmed: {held}",
+                        remedy="let what holds it go on, or skip that table; or give the log a larger `budget`",
+                    )
 
-    def _without_failed(self, answer: Answer, full: float) -> Answer:
-        """Leave out the tables that have failed: all others would come to a stop for them when the log is full."""
-        tables = {table: held for table, held in answer.tables.items() if held.state is not TableState.FAILED}
+    def _without_stopped(self, answer: Answer, full: float) -> Answer:
+        """Leave out the tables that have failed or are paused: all others would come to a stop for them when the log is
+        full."""
+        tables = {table: held for table, held in answer.tables.items() if held.state not in STOPPED}
         for table in answer.tables.keys() - tables.keys():
-            if (answer.name, table) not in self._let_go:
+            state = answer.tables[table].state
+            if state is not TableState.SKIPPED and (answer.name, table) not in self._let_go:
                 self._let_go.add((answer.name, table))
-                _log.error(
-                    "the log is %.0f %% full: it no longer keeps what %s on target %s needs, which has failed; %s",
-                    full * 100,
-                    table,
-                    answer.name,
-                    LOAD_TABLE_AGAIN,
-                )
+                text = f"the log is {full:.0%} full: it no longer keeps what the table needs to go on, which is {state}"
+                _log.error("%s on target %s: %s; %s", table, answer.name, text, LOAD_TABLE_AGAIN)
+                self._teller.tell(EventKind.WARNING, text, table=table, target=answer.name, remedy=LOAD_TABLE_AGAIN)
         return replace(answer, tables=tables)
 
     def _knows_all_targets(self) -> bool:

@@ -16,7 +16,7 @@ from control.status import Collector, PipelineStatus, SourceStatus, TableStatus,
 from control.wiring import opened_log
 from schemas.errors import OperatorError, ReplicationError, TransientError
 from schemas.pipeline import Mode, Pipeline, TargetSettings
-from schemas.states import TableState
+from schemas.states import STOPPED, TableState
 from snapshot import rules
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def line_of(target: TargetStatus, rate: float) -> str:
     parts = [f"{live} of {len(states)} tables live"]
     if failed:
         parts.append(f"{failed} FAILED")
-    if live + failed < len(states):
+    parts += [f"{states.count(state)} {state}" for state in (TableState.PAUSED, TableState.SKIPPED) if state in states]
+    if any(row.state != TableState.LIVE and row.state not in STOPPED for row in target.tables):
         parts.append(f"{loaded:,} of {max(estimated, loaded):,} rows loaded" + (f" ({rate:,.0f}/s)" if rate else ""))
     parts.append(f"{changes:,} changes applied")
     parts.append(lag_text(target.lag.seconds, target.lag.bytes, target.lag.where))
@@ -299,6 +300,9 @@ class LiveDisplay:
             self._live.stop()
 
 
+_STYLES = {TableState.LIVE.value: "green", TableState.FAILED.value: "red", TableState.SKIPPED.value: "dim"}
+
+
 def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableType:
     """The state of a pipeline as a table of rich."""
     from rich.console import Group
@@ -326,7 +330,7 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
         ordered = sorted(target.tables, key=lambda row: (row.state == TableState.LIVE, row.table))
         for row in ordered[:_TABLES_SHOWN]:
             rate = rates.of(target.name, row.table, status.at, row.rows_loaded + row.changes_applied)
-            style = {TableState.LIVE.value: "green", TableState.FAILED.value: "red"}.get(row.state, "yellow")
+            style = _STYLES.get(row.state, "yellow")
             grid.add_row(
                 row.table,
                 Text(row.state, style=style),
@@ -334,7 +338,7 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
                 f"{row.rows_estimated:,}",
                 f"{rate:,.0f}" if rate >= 1 else "",
                 f"{row.changes_applied:,}",
-                lag_text(row.lag.seconds, row.lag.bytes, row.lag.where) if row.state != TableState.FAILED else "",
+                lag_text(row.lag.seconds, row.lag.bytes, row.lag.where) if row.state not in STOPPED else "",
             )
         if len(ordered) > _TABLES_SHOWN:
             grid.add_row(f"… and {len(ordered) - _TABLES_SHOWN} more")

@@ -32,7 +32,7 @@ from __future__ import annotations
 LOAD_AGAIN = "`penstock drop` the pipeline, and run it again with prepare: drop-and-create"
 """The remedy, or its last part, where what is at a target can't be brought up to date any more."""
 
-LOAD_TABLE_AGAIN = "when the cause is mended, load the table by a pipeline of its own, with prepare: drop-and-create"
+LOAD_TABLE_AGAIN = "when the cause is mended, load the table anew: `penstock reload`"
 """The same for one table of many."""
 
 

@@ -31,6 +31,6 @@ class Event:
     text: str
     table: str = ""  # schema.name; empty: the whole pipeline
     target: str = ""  # empty: all, or the source
-    state: str = ""  # of the table from here on, where the kind is STATE
+    state: str = ""  # of the table on the target from here on, if that is what the event tells
     remedy: str = ""
     position: int = 0  # of the source, where there is one

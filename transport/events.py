@@ -83,10 +83,8 @@ class Told(NamedTuple):
     event: Event
 
 
-def told(reader: LogReader, topics: Topics, start: int) -> Iterator[Told]:
-    """Yield the events from `start` on that are there now."""
-    while records := reader.records(topics.events, start):
-        for offset, _, value in records:
-            start = offset + 1
-            if value is not None:
-                yield Told(offset, decode_control(value))
+def told(reader: LogReader, topics: Topics, start: int, limit: int = 1_000) -> Iterator[Told]:
+    """Yield the events from `start` on that are there now, at most `limit`."""
+    for offset, _, value in reader.records(topics.events, start, limit):
+        if value is not None:
+            yield Told(offset, decode_control(value))

@@ -19,6 +19,7 @@ from schemas.frontier import (
     Admitted,
     Claim,
     Command,
+    CommandKind,
     Freed,
     Frontier,
     Manifest,
@@ -171,6 +172,26 @@ class Tables:
         return self._latest.get(table)
 
 
+class Issued(NamedTuple):
+    """A command, the offset it stands at, and of a reload the generation that is its own: no plan ever has it."""
+
+    offset: int
+    command: Command
+    generation: int = -1
+
+    @property
+    def table(self) -> TableId:
+        return TableId(self.command.table_schema, self.command.table_name)
+
+    @property
+    def reloads(self) -> bool:
+        """Whether the whole table is to be loaded anew."""
+        return self.command.kind == CommandKind.RELOAD
+
+    def is_for(self, target: str) -> bool:
+        return self.command.target in {"", target}
+
+
 class TableChunks:
     """What is known of one table's load: the plan that counts, and the chunks that are final."""
 
@@ -179,6 +200,8 @@ class TableChunks:
         self.plan_offset = -1
         self.manifests: dict[int, Manifest] = {}
         self.outdated = False  # to be planned again, for a target that can't be loaded from what is there
+        self.generation = -1  # the last that was given out, to a plan or to a command
+        self.after = -1  # offset of the last command to load it anew: only newer snapshots show what is wanted
 
     @property
     def missing(self) -> list[int]:
@@ -224,7 +247,7 @@ class Chunks:
         self.snapshots: dict[int, SnapshotTaken] = {}
         self.tables: dict[TableId, TableChunks] = {}
         self.admitted: Admitted | None = None
-        self.commands: list[tuple[int, Command]] = []  # in order, with their offsets
+        self.commands: list[Issued] = []  # in order
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
         self.superseded: dict[Partition, int] = {}  # the ends of chunks that do not count, or not any more
         self._trimmed = 0
@@ -249,7 +272,7 @@ class Chunks:
                     self._admit(entry)
                     continue
                 if isinstance(entry, Command):
-                    self.commands.append((record.offset, entry))
+                    self._take_command(record.offset, entry)
                     continue
                 if isinstance(entry, Freed):
                     partition = Partition(entry.topic, entry.partition)
@@ -257,15 +280,16 @@ class Chunks:
                     continue
                 assert isinstance(entry, Plan | Manifest)
                 chunks = self.tables.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
-                generation = chunks.plan.generation if chunks.plan else -1
                 if isinstance(entry, Plan):
-                    if entry.generation > generation and not chunks.complete():
+                    if entry.generation > chunks.generation and not chunks.complete():
                         for manifest in chunks.manifests.values():
                             self._supersede(manifest)
                         chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
-                        chunks.outdated = False
+                        chunks.generation, chunks.outdated = entry.generation, False
                 elif (
-                    entry.generation != generation
+                    chunks.plan is None
+                    or entry.generation != chunks.plan.generation
+                    or entry.snapshot < chunks.after
                     or self.is_freed(entry)
                     or chunks.manifests.setdefault(entry.chunk, entry) is not entry
                 ):
@@ -279,6 +303,17 @@ class Chunks:
     def _supersede(self, manifest: Manifest) -> None:
         partition = Partition(manifest.topic, manifest.partition)
         self.superseded[partition] = max(self.superseded.get(partition, 0), manifest.end)
+
+    def _take_command(self, offset: int, command: Command) -> None:
+        """Note a command. To load a table anew takes a generation for itself: so a plan of somebody who has not seen
+        the command does not count, and a target that waits for the new load has none that anybody could go on with."""
+        issued = Issued(offset, command)
+        if issued.reloads:
+            chunks = self.tables.setdefault(issued.table, TableChunks())
+            chunks.generation += 1
+            chunks.outdated, chunks.after = True, offset
+            issued = issued._replace(generation=chunks.generation)
+        self.commands.append(issued)
 
     def _admit(self, admitted: Admitted) -> None:
         self.admitted = admitted

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import apply.commands
 import control.trimmer
 import snapshot.heal
 from apply.cohort import Beginning
@@ -22,8 +23,9 @@ from capture.source import Step
 from codec.rows import Change, decode
 from control.trimmer import Trimmer
 from schemas.errors import Superseded
-from schemas.frontier import Claim, Visibility
+from schemas.frontier import Claim, CommandKind, Visibility
 from schemas.record import decode_control
+from schemas.states import STOPPED, TableState
 from snapshot.loop import SnapshotWorker
 from snapshot.reader import Mark
 from tests.simulation import log, target
@@ -296,6 +298,50 @@ def chunks_of_an_old_generation_stay() -> None:
             self._moved(transaction, move)
 
     target.SimulatedTarget.restart = restart  # type: ignore[method-assign]
+
+
+# -------------------------------------------------------------------------------------------------- commands
+
+
+@mistake
+def stopped_tables_go_on_where_they_were_live_last() -> None:
+    """A table that was live is stopped at the place where it joined its group, not at its group's."""
+    real = apply.commands.obeyed
+    apply.commands.obeyed = lambda issued, before, place: real(issued, before, before.progress)
+
+
+@mistake
+def commands_for_live_tables_are_not_told_to_their_groups() -> None:
+    """Who does not know that a table has left its group moves the group all the same."""
+    move = Apply._group_move
+    Apply._group_move = lambda self, group, progress, *, other_members=False: move(  # type: ignore[method-assign]
+        self, group, progress, other_members=other_members and progress != self._stored[group]
+    )
+
+
+@mistake
+def paused_tables_hold_nothing() -> None:
+    """The log forgets what follows the place where a table was paused."""
+    needed = control.trimmer.needed_from
+
+    def blind(answers: _Any, *rest: _Any) -> int:
+        left = [
+            replace(a, tables={t: held for t, held in a.tables.items() if held.state is not TableState.PAUSED})
+            for a in answers
+        ]
+        return needed(left, *rest)
+
+    control.trimmer.needed_from = blind  # type: ignore[assignment]
+
+
+@mistake
+def commands_are_forgotten_by_who_takes_over() -> None:
+    """Which commands were carried out is not stored with the states that they made."""
+    obeyed = apply.commands.obeyed
+    apply.commands.obeyed = lambda issued, before, place: replace(obeyed(issued, before, place), command=before.command)
+    apply.commands.is_due = lambda issued, progress, target: (
+        issued.is_for(target) and (progress.state in STOPPED) is (issued.command.kind == CommandKind.RESUME)
+    )
 
 
 # -------------------------------------------------------------------------------------------------- trimming

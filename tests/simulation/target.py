@@ -305,7 +305,13 @@ def _at(progress: Progress) -> tuple[object, ...]:
 
 def _standing(progress: TableProgress) -> tuple[object, ...]:
     """Return what PostgreSQL's target compares of a table."""
-    return progress.state, progress.generation, progress.progress.offset, progress.progress.epoch
+    return (
+        progress.state,
+        progress.generation,
+        progress.progress.offset,
+        progress.progress.epoch,
+        progress.command,
+    )
 
 
 def _load(version: Registered, rows: Rows, batch: bytes) -> int:

@@ -19,10 +19,21 @@ from capture.tables import TableVersions
 from control import trimmer
 from control.trimmer import Trimmer
 from schemas.errors import IntegrityError, LogRewound, TransientError
-from schemas.frontier import Admitted, Claim, Freed, Frontier, Manifest, Plan, Setup, SnapshotTaken
+from schemas.frontier import (
+    Admitted,
+    Claim,
+    Command,
+    CommandKind,
+    Freed,
+    Frontier,
+    Manifest,
+    Plan,
+    Setup,
+    SnapshotTaken,
+)
 from schemas.pipeline import Pipeline
-from schemas.record import decode_control
-from schemas.states import TableState
+from schemas.record import decode_control, encode_control
+from schemas.states import STOPPED, TableState
 from schemas.table import Identity, TableId
 from snapshot import rules
 from snapshot.holder import Holder
@@ -38,7 +49,7 @@ from tests.simulation.source import (
     row_of,
     table_of,
 )
-from tests.simulation.target import Row, Rows, SimulatedTarget, Stored, TargetDatabase
+from tests.simulation.target import Held, Row, Rows, SimulatedTarget, Stored, TargetDatabase
 from transport.log import Partition
 from transport.memory import MemoryLog
 from transport.topics import Topics
@@ -136,6 +147,10 @@ class World:
         self._freed: dict[tuple[str, int], int] = {}
         self._renewed = 0  # where the log had been trimmed when a target came that needed another load
         self._setup: Setup | None = None
+        self._commands: list[tuple[int, Command]] = []
+        self._events = 0
+        self._told: dict[tuple[str, str], str] = {}  # the last state of a table on a target
+        self._stopped: dict[tuple[str, TableId, int], Rows] = {}  # rows of tables that a command has stopped
 
     # ------------------------------------------------------------------------------------------------ services
 
@@ -252,6 +267,8 @@ class World:
                 self.kill(process)
         self.later = [(self.turn, what) for _, what in self.later]
         self.database.settle()
+        for table in self.database.tables:
+            self.command(CommandKind.RESUME, table)
         for turn in range(TURNS_TO_END):
             self.take_turn()
             if turn % 20 == 0:
@@ -469,6 +486,29 @@ class World:
         self.wall = (y - 0.5) * 1_000
         return f"the clock is set by {self.wall:.0f} seconds"
 
+    def command_is_given(self, y: float) -> str:
+        # What is paused may lose what it needs in a log that is too small.
+        kinds = [CommandKind.RESUME, CommandKind.SKIP]
+        if self.trim_limits is not PRESSED:
+            kinds += [CommandKind.PAUSE, CommandKind.PAUSE]
+        kind = kinds[int(y * len(kinds))]
+        table = self.database.tables[int(y * 97 % 1 * len(self.database.tables))]
+        target = self.targets[int(y * 89 % 1 * len(self.targets))].name if y * 83 % 1 < 0.5 else ""
+        return f"{kind} {table} on {target or 'all targets'}" if self.command(kind, table, target) else ""
+
+    def command(self, kind: CommandKind, table: str, target: str = "") -> bool:
+        """Ask for something; return whether there is a log that takes it."""
+        try:
+            self.log.identity()
+        except LogRewound:
+            return False
+        if not self.topics.are_made(self.log):
+            return False
+        asked = Command(kind, SCHEMA, table, target, "", "somebody", 0)
+        with self.log.writer("control") as writer:
+            writer.put(self.topics.chunks, encode_control(asked))
+        return True
+
     # ------------------------------------------------------------------------------------------------ the judge
 
     def look(self) -> None:
@@ -488,10 +528,18 @@ class World:
             for record in reader.records(self.topics.chunks, self._chunk_records):
                 self._chunk_records = record.offset + 1
                 self._judge_chunk(decode_control(record.value or b""), record.offset)
+            for record in reader.records(self.topics.events, self._events):
+                self._events = record.offset + 1
+                event = decode_control(record.value or b"")
+                if event.state:
+                    self._told[event.target, event.table] = event.state
 
     def _judge_chunk(self, entry: Any, offset: int) -> None:
         """Ask the fourth invariant: nothing that is finished is begun again."""
         if isinstance(entry, SnapshotTaken):
+            return
+        if isinstance(entry, Command):
+            self._commands.append((offset, entry))
             return
         if isinstance(entry, Admitted):
             if entry.trimmed > self._renewed:
@@ -538,11 +586,37 @@ class World:
             progress = held.progress
             if progress.state is TableState.FAILED:
                 raise Violated(f"{target.name}: {table} failed: {progress.error}")
+            self._obeys(target, table, held)
             if progress.state is TableState.LIVE:
                 position = target.stored.groups[progress.group].position
                 if position >= len(self.database.states):
                     raise Violated(f"I2: {target.name}: {table} is at {position}, which the source never reached")
                 self._equal("I2", target, table, held.rows, position)
+
+    def _obeys(self, target: TargetDatabase, table: TableId, held: Held) -> None:
+        """Ask whether a table is as the commands that were carried out for it say, and rests while it is stopped."""
+        self.look()
+        progress, stopped = held.progress, ""
+        for offset, command in self._commands:
+            if offset > progress.command:
+                break
+            if command.table_name != table.name or command.target not in {"", target.name}:
+                continue
+            match command.kind:
+                case CommandKind.PAUSE:
+                    stopped = stopped or TableState.PAUSED
+                case CommandKind.SKIP:
+                    stopped = TableState.SKIPPED
+                case CommandKind.RESUME if stopped == TableState.PAUSED:
+                    stopped = ""
+        if (progress.state if progress.state in STOPPED else "") != stopped:
+            raise Violated(
+                f"I5: {target.name}: {table} is {progress.state}, though it was told to be {stopped or 'on'}"
+            )
+        if stopped and held.rows is not None:
+            rows = self._stopped.setdefault((target.name, table, progress.command), held.rows.copy())
+            if rows != held.rows:
+                raise Violated(f"I5: {target.name}: {table} is {stopped}, and goes on")
 
     def _equal(self, invariant: str, target: TargetDatabase, table: TableId, rows: Rows | None, position: int) -> None:
         shape = self.database.shape[table.name]
@@ -566,11 +640,23 @@ class World:
                 return False
             for held in target.stored.tables.values():
                 progress = held.progress
-                if progress.state is not TableState.LIVE or not progress.tied:
+                if progress.command < self._last_command(target.name, held.progress.table):
+                    return False
+                if self._told.get((target.name, str(progress.table)), TableState.WAITING) != progress.state:
+                    return False
+                if progress.state is TableState.SKIPPED:
+                    continue
+                alone = not any(other.progress.state is TableState.SKIPPED for other in target.stored.tables.values())
+                if progress.state is not TableState.LIVE or (alone and not progress.tied):
                     return False
                 if target.stored.groups[progress.group].position < last:
                     return False
         return True
+
+    def _last_command(self, target: str, table: TableId) -> int:
+        return max(
+            (o for o, c in self._commands if c.table_name == table.name and c.target in {"", target}), default=-1
+        )
 
     def compare(self) -> None:
         """Ask the first invariant: in the end the targets equal the source."""
@@ -586,7 +672,8 @@ class World:
             raise Violated(f"it never ends: {where}, the source is at {len(self.database.log)}")
         for target in self.targets:
             for table, held in target.stored.tables.items():
-                self._equal("I1", target, table, held.rows, len(self.database.log))
+                if held.progress.state is TableState.LIVE:
+                    self._equal("I1", target, table, held.rows, len(self.database.log))
 
 
 TRIM_LIMITS = trimmer.Limits(most_frontiers=3, look_every=0.5)
@@ -610,6 +697,8 @@ TROUBLES = (
     World.target_is_away,
     World.log_is_full,
     World.clock_is_set,
+    World.command_is_given,
+    World.command_is_given,
 )
 
 

@@ -348,7 +348,7 @@ def test_a_failed_table_that_the_log_kept_nothing_for_fails_again_and_stops_no_o
     target.close()
     worker = applied.worker(source)
     applied.until(lambda: "forgotten" in applied.state("t").error, worker)
-    assert "pipeline of its own" in applied.state("t").remedy
+    assert "penstock reload" in applied.state("t").remedy
     source.commit(insert("other", "5", "row 5"))
     applied.until(lambda: applied.rows("other") == rows_there(0, 6), worker)
 

@@ -8,7 +8,21 @@ import pytest
 
 from control.cli import main
 
-COMMANDS = ["run", "capture", "snapshot", "apply", "check", "status", "log", "drop"]
+COMMANDS = [
+    "run",
+    "capture",
+    "snapshot",
+    "apply",
+    "check",
+    "status",
+    "events",
+    "pause",
+    "resume",
+    "skip",
+    "log",
+    "drop",
+]
+ARGUMENTS = {command: ["public.a"] for command in ("pause", "resume", "skip")}
 FILE = "pipeline: p\nsource:\n  url: {url}\ntargets:\n  - name: t\n    url: postgresql://postgres@127.0.0.1:1/t\n{more}"
 URL = "postgresql://u:hunter2secret@127.0.0.1:1/s"
 
@@ -61,7 +75,7 @@ def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_that_is_not_there_is_exit_code_3(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert penstock(command, "/nowhere/pipeline.yaml") == 3
+    assert penstock(command, "/nowhere/pipeline.yaml", *ARGUMENTS.get(command, [])) == 3
     assert "/nowhere/pipeline.yaml can't be read" in capsys.readouterr().err
 
 
@@ -86,7 +100,7 @@ def test_a_mistake_in_the_file_is_told_with_line_and_remedy(
     remedy: str,
 ) -> None:
     file = write(tmp_path, url, more)
-    assert penstock(command, file) == 3
+    assert penstock(command, file, *ARGUMENTS.get(command, [])) == 3
     told = capsys.readouterr().err
     assert told.startswith(f"penstock: {file}:{line}: ")
     assert what in told

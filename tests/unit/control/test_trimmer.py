@@ -13,12 +13,14 @@ from apply.target import NOWHERE, Progress, TableProgress, Target
 from codec.frames import pack
 from control.trimmer import Answer, Held, Limits, Trimmer, needed_from
 from schemas.errors import LogRewound, TargetUnavailable
+from schemas.events import EventKind
 from schemas.frontier import HEAL, Admitted, Manifest, Trimmed
 from schemas.pipeline import Mode, Pipeline, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import TableId
 from tests.unit.apply.source import BEGINNING, Source, insert, make_table
+from transport.events import Teller, told
 from transport.log import Block, Partition, Range, Usage
 from transport.memory import MemoryLog
 from transport.views import Chunks, Frontiers, read_trimmed
@@ -443,8 +445,11 @@ def test_when_the_log_is_almost_full_a_table_that_failed_while_it_was_loaded_hol
     full.run(almost_full(full, monkeypatch), 100)
     assert full.log.offsets(load) == Range(4, 4)
     assert full.start(frontiers) == full.log.offsets(frontiers).end - 1
-    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "public.a on target t1" in told.message and "pipeline of its own" in told.message
+    (event,) = [event for _, event in told(full.source.reader, full.source.topics, 0)]
+    assert (event.kind, event.table, event.target) == (EventKind.WARNING, "public.a", "t1")
+    assert "penstock reload" in event.remedy
+    (told_too,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "public.a on target t1" in told_too.message and "penstock reload" in told_too.message
 
 
 def test_healing_stays_until_all_have_it(full: World) -> None:
@@ -621,11 +626,27 @@ def test_a_table_that_is_not_live_yet_holds_everything(state: TableState, loaded
         needed_from([answer(state=state)], [A], loaded, Mode.LOAD_AND_CHANGES)
 
 
-def test_a_failed_table_holds_what_follows_where_it_stopped(loaded: Chunks) -> None:
-    failed = answer(state=TableState.FAILED, progress=Progress(20, 0, 200))
-    assert needed_from([failed], [A], loaded, Mode.LOAD_AND_CHANGES) == 20
+@pytest.mark.parametrize("state", [TableState.FAILED, TableState.PAUSED])
+def test_a_table_that_may_go_on_holds_what_follows_where_it_stopped(state: TableState, loaded: Chunks) -> None:
+    stopped = answer(state=state, progress=Progress(20, 0, 200))
+    assert needed_from([stopped], [A], loaded, Mode.LOAD_AND_CHANGES) == 20
     with pytest.raises(Held):
-        needed_from([answer(state=TableState.FAILED, progress=NOWHERE)], [A], loaded, Mode.LOAD_AND_CHANGES)
+        needed_from([answer(state=state, progress=NOWHERE)], [A], loaded, Mode.LOAD_AND_CHANGES)
+
+
+def test_a_table_that_is_skipped_holds_nothing(loaded: Chunks) -> None:
+    skipped = answer(state=TableState.SKIPPED, progress=Progress(20, 0, 200))
+    assert needed_from([skipped], [A], loaded, Mode.LOAD_AND_CHANGES) == 50
+
+
+def test_of_what_was_told_to_people_the_latest_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("control.trimmer.MOST_EVENTS", 20)
+    teller = Teller(world.log, world.source.topics, "somebody")
+    for number in range(30):
+        teller.tell(EventKind.NOTICE, str(number))
+    teller.flush()
+    world.run(world.trimmer())
+    assert world.log.offsets(world.source.topics.events) == Range(10, 30)
 
 
 def test_who_knows_other_targets_than_are_loaded_trims_nothing(world: World) -> None:

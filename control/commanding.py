@@ -1,0 +1,168 @@
+"""Asking for something for single tables while everything runs: `penstock pause`, `resume`, `reload`, `skip`."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from apply.commands import is_due
+from control.status import Collector
+from control.wiring import exists
+from schemas.errors import ConfigInvalid, OperatorError
+from schemas.events import EventKind
+from schemas.frontier import Command, CommandKind
+from schemas.pipeline import Mode, Pipeline
+from schemas.record import encode_control
+from schemas.states import TableState
+from schemas.table import TableId
+from transport.events import Teller
+from transport.log import Log
+from transport.topics import Topics
+from transport.views import Chunks, Issued
+
+WAIT_SECONDS = 20.0
+"""How long is waited for all targets, when everything runs: far longer than it takes."""
+
+_QUICKEST, _SLOWEST = 0.02, 0.5
+
+
+class Answer(NamedTuple):
+    """What has become of a command for one table on one target."""
+
+    table: TableId
+    target: str
+    state: TableState
+    carried_out: bool
+
+
+class Commander:
+    """Gives one command for some tables, and looks what becomes of it.
+
+    Raises `ConfigInvalid` if nothing can be asked for: no pipeline yet, no such table, no such target.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, log: Log, kind: CommandKind, patterns: Sequence[str], target: str = ""
+    ) -> None:
+        self._pipeline, self._log, self._kind, self._target = pipeline, log, kind, target
+        self._topics = Topics(pipeline.pipeline)
+        names = [pipeline.target(target).name] if target else None
+        self._collector = Collector(pipeline, log, targets=names)
+        try:
+            self._tables = self._find(patterns)
+        except BaseException:
+            self.close()
+            raise
+        self._issued: list[Issued] = []
+
+    def close(self) -> None:
+        """Let go of targets and log."""
+        self._collector.close()
+
+    def _find(self, patterns: Sequence[str]) -> list[TableId]:
+        if not self._collector.ready():
+            raise ConfigInvalid(
+                f"pipeline {self._pipeline.pipeline} is not set up yet",
+                remedy="`penstock run` begins; what is not to be copied is excluded in its `tables` (`!schema.table`)",
+            )
+        there = sorted({table for _, _, tables, _ in self._collector.progress() for table in tables})
+        found: dict[TableId, None] = {}
+        for pattern in patterns:
+            fitting = [table for table in there if str(table) == pattern or fnmatchcase(str(table), pattern)]
+            if not fitting:
+                where = f" that target {self._target} has" if self._target else ""
+                raise ConfigInvalid(
+                    f"no table of the pipeline{where} fits {pattern!r}",
+                    remedy="write schema.table, with * and ? as wildcards; `penstock status` lists them",
+                )
+            found |= dict.fromkeys(fitting)
+        return list(found)
+
+    def give(self) -> None:
+        """Write the commands into the log, where they are found by whoever runs the targets, now or later."""
+        by = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+        at = time.time_ns() // 1_000
+        asked = [
+            Command(self._kind.value, table.schema, table.name, self._target, "", by, at) for table in self._tables
+        ]
+        teller = Teller(self._log, self._topics, "command")
+        for table in self._tables:
+            teller.tell(EventKind.COMMAND, f"{self._kind.value} asked by {by}", table=table, target=self._target)
+        teller.close()
+        with self._log.writer("control") as writer:
+            writer.put_all(self._topics.chunks, [encode_control(command) for command in asked])
+        with self._log.reader() as reader:
+            chunks = Chunks(reader, self._topics)
+            chunks.refresh()
+        ours = set(asked)
+        self._issued = [issued for issued in chunks.commands if issued.command in ours]
+
+    def look(self) -> tuple[list[Answer], dict[str, str]]:
+        """Return what has become of the commands, and the targets that can't be asked, with the reason."""
+        answers, unreached = [], {}
+        for settings, error, tables, _ in self._collector.progress():
+            if error:
+                unreached[settings.name] = error
+            for issued in self._issued:
+                if (progress := tables.get(issued.table)) is not None:
+                    due = is_due(issued, progress, settings.name)
+                    answers.append(Answer(issued.table, settings.name, progress.state, not due))
+        return answers, unreached
+
+    def wait(self, seconds: float, sleep: Callable[[float], None] = time.sleep) -> list[Answer]:
+        """Return when all targets have carried everything out, or after a while; raises `OperatorError` if one has not
+        by then, though it will as soon as it can."""
+        deadline, pause = time.monotonic() + seconds, _QUICKEST
+        while True:
+            answers, unreached = self.look()
+            late = [answer for answer in answers if not answer.carried_out]
+            if not late:
+                return answers
+            if time.monotonic() > deadline:
+                break
+            sleep(pause)
+            pause = min(pause * 1.5, _SLOWEST)
+        raise OperatorError(
+            f"{self._kind.value} is asked for, but not carried out yet: " + "; ".join(_late(late, unreached)),
+            remedy="it is carried out as soon as the pipeline runs there: `penstock run`, or `penstock apply`",
+        )
+
+
+def _late(answers: Sequence[Answer], unreached: dict[str, str]) -> Iterator[str]:
+    for name in dict.fromkeys(answer.target for answer in answers):
+        tables = [str(answer.table) for answer in answers if answer.target == name]
+        shown = ", ".join(tables[:5]) + (f" and {len(tables) - 5} more" if len(tables) > 5 else "")
+        why = unreached.get(name, "nobody applies to it, or not with this file")
+        yield f"{shown} on {name} ({why})"
+
+
+def require_possible(pipeline: Pipeline, log: Log, kind: CommandKind) -> None:
+    """Raise `ConfigInvalid` if this kind of pipeline can't do that."""
+    if not exists(log):
+        raise ConfigInvalid(f"pipeline {pipeline.pipeline} has no log yet", remedy="`penstock run` makes it")
+    if kind is CommandKind.RELOAD and pipeline.mode is not Mode.LOAD_AND_CHANGES:
+        raise ConfigInvalid(
+            f"{pipeline.where('mode')}a pipeline with mode: {pipeline.mode} can't load a table anew",
+            remedy="load it by a pipeline of its own, with mode: load-and-changes and prepare: drop-and-create",
+        )
+
+
+def command(
+    pipeline: Pipeline,
+    log: Log,
+    kind: CommandKind,
+    patterns: Sequence[str],
+    target: str,
+    seconds: float | None,
+) -> list[Answer]:
+    """Give a command and, unless `seconds` is None, wait until it is carried out."""
+    require_possible(pipeline, log, kind)
+    with contextlib.closing(Commander(pipeline, log, kind, patterns, target)) as commander:
+        commander.give()
+        return commander.look()[0] if seconds is None else commander.wait(seconds)

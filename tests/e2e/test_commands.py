@@ -1,0 +1,93 @@
+"""Commands for single tables while everything runs, and the events that tell of it."""
+
+import json
+
+import psycopg
+import pytest
+
+from control.shop import fill
+from tests.e2e.conftest import Project, one
+
+NOTED = "select count(*) from shop.{table} where {column} = 'noted'"
+
+
+@pytest.fixture
+def running(project: Project) -> Project:
+    fill(project.source, 2_000)
+    with psycopg.connect(project.source, autocommit=True) as source:
+        source.execute("create table shop.notes (id int primary key, text text)")
+        source.execute("create table shop.other (id int primary key, text text)")
+    project.write()
+    run = project.start("run", str(project.file))
+    live = f"select count(*) from penstock.tables where pipeline = '{project.name}' and state = 'live'"
+
+    def all_live() -> bool:
+        try:
+            return one(project.target, live) == 8
+        except psycopg.errors.UndefinedTable:
+            return False
+
+    project.wait_until("eight live tables", all_live, run)
+    return project
+
+
+def insert(project: Project, number: int) -> None:
+    with psycopg.connect(project.source, autocommit=True) as source:
+        for table in ("notes", "other"):
+            source.execute(f"insert into shop.{table} values (%s, 'noted')".encode(), [number])
+
+
+def wait_for(project: Project, table: str, number: int) -> None:
+    project.wait_until(
+        f"row {number} of {table}",
+        lambda: one(project.target, f"select count(*) from shop.{table} where id = {number}") == 1,
+        project.running[0],
+    )
+
+
+def test_a_table_is_paused_resumed_and_skipped_while_the_others_go_on(running: Project) -> None:
+    file = str(running.file)
+    assert "shop.notes on copy: is paused" in running.succeed("pause", file, "shop.notes", "--target", "copy")
+    insert(running, 1)
+    wait_for(running, "other", 1)
+    assert one(running.target, "select count(*) from shop.notes") == 0
+    (status,) = [row for row in tables(running) if row["table"] == "shop.notes"]
+    assert status["state"] == "paused"
+
+    assert "shop.notes on copy: is" in running.succeed("resume", file, "shop.not*")
+    wait_for(running, "notes", 1)
+
+    assert "shop.notes on copy: is skipped" in running.succeed("skip", file, "shop.notes")
+    insert(running, 2)
+    wait_for(running, "other", 2)
+    assert one(running.target, "select count(*) from shop.notes") == 1
+    assert "no table of the pipeline fits 'shop.nothing'" in running.run("pause", file, "shop.nothing").stdout
+
+    told = [json.loads(line) for line in running.succeed("events", file, "shop.notes", "--json").splitlines()]
+    assert [event["state"] for event in told if event["kind"] == "state"][-4:] == [
+        "paused",
+        "catching-up",
+        "live",
+        "skipped",
+    ]
+    commands = [event["text"].split()[0] for event in told if event["kind"] == "command"]
+    assert commands == ["pause", "resume", "skip"]
+    assert running.succeed("events", file, "shop.notes", "--limit", "1").endswith("is skipped\n")
+
+
+def test_who_asks_for_what_nobody_carries_out_is_told_so(running: Project) -> None:
+    run = running.running[0]
+    run.terminate()
+    run.communicate(timeout=30)
+    asked = running.succeed("pause", str(running.file), "shop.notes", "--no-wait")
+    assert "shop.notes on copy: is asked for, and not carried out yet (live)" in asked
+    insert(running, 1)
+    running.succeed("run", str(running.file), "--until-caught-up")
+    assert one(running.target, "select count(*) from shop.notes") == 0
+    assert one(running.target, "select count(*) from shop.other") == 1
+
+
+def tables(project: Project) -> list[dict[str, object]]:
+    (target,) = json.loads(project.succeed("status", str(project.file), "--json"))["targets"]
+    found: list[dict[str, object]] = target["tables"]
+    return found
