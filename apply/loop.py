@@ -133,7 +133,7 @@ class Apply:
         self.stats = Stats()
 
         self._teller = teller or Teller(log, self._topics, f"apply-{name}")
-        self._told_at = -1e9
+        self._told_at = self._recall_from = -1e9
 
         self._setup: Setup | None = None
         self._states: StateTeller
@@ -302,6 +302,7 @@ class Apply:
             return False
         self._chunk_share, self._owned = chunks, owned
         self._states.begin_again()
+        self._recall_from = -1e9
         self._reload()
         return True
 
@@ -772,7 +773,13 @@ class Apply:
         return True
 
     def _recall(self) -> bool:
-        return self._states.recall()
+        """Look now and then what people were told of this worker's tables."""
+        if self._clock() < self._recall_from:
+            return False
+        if self._states.recall(self._mine):
+            return True
+        self._recall_from = self._clock() + self._limits.settled_every
+        return False
 
     def _tell(self) -> None:
         self._told_at = self._clock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from apply.target import TableProgress
 from schemas.errors import LogRewound
 from schemas.events import EventKind
@@ -18,14 +20,16 @@ AT_ONCE = 1_000
 class StateTeller:
     """Tells each change once, and what a worker that died could not tell any more.
 
-    What was told last of a table stands in `p.events`, which is read on in the background (`recall`). Until that is
-    done, and again after `begin_again`, nothing is told, but kept: only then it is known what is news.
+    What was told last of a table stands in `p.events`, which is read in the background (`recall`), and again now and
+    then: a worker that was slow may have told of what is past. Until it was read for the first time, and again after
+    `begin_again`, nothing is told, but kept: only then it is known what is news.
     """
 
     def __init__(self, teller: Teller, log: Log, reader: LogReader, topics: Topics, target: str) -> None:
         self._teller, self._log, self._reader, self._topics, self._target = teller, log, reader, topics, target
         self._next = 0
         self._told: dict[str, str] = {}  # the last state of each table
+        self._read: set[str] = set()  # tables of which something was read since they were compared
         self._kept: list[TableProgress] | None = []  # while it is not known yet what was told
 
     def begin_again(self) -> None:
@@ -33,24 +37,29 @@ class StateTeller:
         if self._kept is None:
             self._kept = []
 
-    def recall(self) -> bool:
-        """Read on for one piece of work; return whether there was any."""
-        if self._kept is None:
-            return False
+    def recall(self, tables: Callable[[], Iterable[TableProgress]]) -> bool:
+        """Read on for one piece of work; return whether there may be more. `tables` are those whose states are told."""
+        self._teller.flush()
         before = self._next
         try:
             for offset, event in told(self._reader, self._topics, self._next, AT_ONCE):
                 self._next = offset + 1
                 if event.state and event.target == self._target:
                     self._told[event.table] = event.state
+                    self._read.add(event.table)
         except LogRewound:
             self._next = self._log.offsets(self._topics.events).start  # older ones are forgotten
         if self._next != before:
             return True
-        kept, self._kept = self._kept, None
+        kept, self._kept = self._kept or [], None
         for progress in kept:
             self.note(progress)
-        return True
+        read, self._read = self._read, set()
+        if read:
+            for progress in tables():
+                if str(progress.table) in read:
+                    self.note(progress)
+        return False
 
     def note(self, progress: TableProgress) -> None:
         """Tell what state a table has, if that is news."""

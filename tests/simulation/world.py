@@ -458,6 +458,8 @@ class World:
         if self.trims:
             return ""  # what it would need may be gone; a person is told so
         target = self.targets[int(y * len(self.targets))]
+        # What it was told after that it is told again, and carries out where it stands then.
+        self._stopped = {key: rows for key, rows in self._stopped.items() if key[0] != target.name}
         target.restore(target.backups[int(y * 7 % 1 * len(target.backups))] if target.backups else Stored())
         return f"{target.name} is restored"
 

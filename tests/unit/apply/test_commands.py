@@ -93,14 +93,32 @@ class World:
             return [event for _, event in told(reader, self.topics, 0)]
 
 
+def recall(states: StateTeller, *tables: TableProgress) -> None:
+    while states.recall(lambda: tables):
+        pass
+
+
+def test_what_a_slow_worker_told_late_is_put_right() -> None:
+    world = World()
+    states = world.states()
+    recall(states)
+    states.note(LIVE)
+    recall(states, LIVE)
+    late = Teller(world.log, world.topics, "apply-t")
+    late.tell(EventKind.STATE, "is loading", table=A, target="t", state="loading")
+    late.flush()
+    recall(states, LIVE)
+    recall(states, LIVE)
+    assert [event.state for event in world.events()] == ["live", "loading", "live"]
+
+
 def test_every_change_of_state_is_told_once() -> None:
     world = World()
     states = world.states()
     states.note(replace(LIVE, state=TableState.LOADING))
     states.note(LIVE)
     assert world.events() == []  # nobody knows yet whether it is news
-    while states.recall():
-        pass
+    recall(states)
     states.note(LIVE)
     states.note(FAILED)
     assert [(event.kind, event.state, event.text, event.remedy) for event in world.events()] == [
@@ -113,15 +131,14 @@ def test_every_change_of_state_is_told_once() -> None:
 def test_what_a_worker_that_died_did_not_tell_its_successor_tells() -> None:
     world = World()
     states = world.states()
-    states.recall()
+    recall(states)
     states.note(replace(LIVE, state=TableState.LOADING))
     world.events()
     states.note(LIVE)
     world.teller = Teller(world.log, world.topics, "apply-t")  # the first one died with what it had not written
     after = world.states()
     after.note(LIVE)
-    while after.recall():
-        pass
+    recall(after)
     assert [event.state for event in world.events()] == ["loading", "live"]
 
 
@@ -132,8 +149,7 @@ def test_when_older_events_are_forgotten_the_rest_is_read() -> None:
     world.teller.flush()
     world.log.trim(world.topics.events, 2)
     states = world.states()
-    while states.recall():
-        pass
+    recall(states)
     states.note(replace(LIVE, table=TableId("public", "2")))
     states.note(replace(LIVE, table=TableId("public", "0")))
     world.teller.flush()
