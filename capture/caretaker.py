@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,10 @@ from schemas.table import Leaf, Table, TableId
 LOOK_SECONDS = 0.5
 CHECK_SECONDS = 30.0
 END_SECONDS = 5.0
+REMIND_SECONDS = 60.0
+AWAITED_REMEDY = "start the standby, or take it out of synchronized_standby_slots: alter system set …; pg_reload_conf()"
+
+_log = logging.getLogger(__name__)
 
 PRESENT = """
 select c.oid::int8, n.nspname, c.relname,
@@ -75,6 +80,8 @@ class Caretaker(threading.Thread):
         self._connection: psycopg.Connection | None = None
         self._next_check = self._next_end = self._next_beat = time.monotonic()
         self._next_check += CHECK_SECONDS  # the first one was made at the start
+        self._awaited: list[str] = []
+        self._remind_at = 0.0
         self.problem: ReplicationError | None = None
         self.end = 0
 
@@ -100,12 +107,25 @@ class Caretaker(threading.Thread):
         if now >= self._next_end:
             self._next_end = now + END_SECONDS
             self.end = replication.wal_insert_lsn(self._connected())
+            self._look_for_standbys(now)
         if self._heartbeat and now >= self._next_beat:
             self._next_beat = now + self._heartbeat
             replication.emit_message(self._connected(), "penstock", "heartbeat")
         if now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
             publications_fit(self._connected(), self._setup, self._tables)
+
+    def _look_for_standbys(self, now: float) -> None:
+        """Warn if changes do not come because the source awaits standbys; one that is just restarting is no news."""
+        missing = replication.standbys_awaited(self._connected(), self._setup.slot)
+        if missing and missing == self._awaited and now >= self._remind_at:
+            self._remind_at = now + REMIND_SECONDS
+            _log.warning(
+                "the source holds all changes back until standby %s streams, as synchronized_standby_slots says → %s",
+                ", ".join(missing),
+                AWAITED_REMEDY,
+            )
+        self._awaited = missing
 
     def _connected(self) -> psycopg.Connection:
         if self._connection is None:

@@ -399,10 +399,8 @@ class PostgresSource:
 
     def _listen(self, now: float) -> None:
         """Notice that the server says nothing any more; called when all that it has sent is read."""
-        if now - self._heard < self._silence / 2:
-            self._asked = None
-        elif self._asked is None:
-            self._asked = now
+        if self._asked is None or self._heard > self._asked:
+            self._asked = now if now - self._heard >= self._silence / 2 else None
         elif now - self._asked >= self._silence / 2:
             raise SourceUnavailable(
                 f"source: nothing was heard on the change stream for {self._silence:.0f} s, though we asked",

@@ -106,12 +106,21 @@ def configure(
     least = logging.getLevelNamesMapping()[level.upper()]
 
     class _Deliver(logging.Handler):
+        written = True
+
         def emit(self, record: logging.LogRecord) -> None:
             fields = record.msg if isinstance(record.msg, dict) else {"event": record.getMessage()}
             if record.name != _OURS:
                 record.logger = record.name
             if file is not None and record.levelno >= least:
-                file.write(clean(lines.format(record)))
+                # A full disk is no reason to stop a service: what it works on may be elsewhere.
+                try:
+                    file.write(clean(lines.format(record)))
+                    self.written = True
+                except OSError as error:
+                    if self.written:
+                        console(f"{service}: its log file can't be written: {error.strerror}")
+                    self.written = False
             if record.levelno >= logging.WARNING and not fields.get("told"):
                 console(clean(_for_people(service, fields)))
 

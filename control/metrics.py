@@ -49,8 +49,10 @@ _STALLED_SECONDS = 300.0
 class Health:
     """What the runner tells about its loop, read by the HTTP threads."""
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(
+        self, now: Callable[[], float] = time.monotonic, tell: Callable[[float], None] = lambda begun: None
+    ) -> None:
+        self._now, self._tell = now, tell
         self.ready = False
         self.steps = 0
         self.retries: dict[str, int] = {}
@@ -60,6 +62,7 @@ class Health:
     def beat(self) -> None:
         """A step begins."""
         self.begun = self._now()
+        self._tell(self.begun)
 
     def alive(self) -> bool:
         return self._now() - self.begun < _STALLED_SECONDS

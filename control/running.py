@@ -18,7 +18,16 @@ from control.logs import LogFile, Redactor, configure
 from control.messages import Messages
 from control.metrics import Health, MetricsServer
 from control.service import Exit, StopSignal, serve
-from control.supervisor import Service, Supervisor, Vital, current_stop, only_one, refusal_text, write_json
+from control.supervisor import (
+    Service,
+    Supervisor,
+    Vital,
+    current_beat,
+    current_stop,
+    only_one,
+    refusal_text,
+    write_json,
+)
 from schemas import config
 from schemas.errors import OperatorError
 from schemas.pipeline import Mode, Pipeline
@@ -192,7 +201,7 @@ def _service(
         file = LogFile(pipeline.state / "logs" / f"{name}.log")
         redact = Redactor(secrets_of(pipeline))
         log = configure(name, file=file, console=console, level=settings.log_level, redact=redact)
-        health = Health()
+        health = Health(tell=current_beat())
         server = None
         if metrics is not None:
             server = MetricsServer(

@@ -11,9 +11,11 @@ import ctypes
 import fcntl
 import gc
 import json
+import mmap
 import os
 import select
 import signal
+import struct
 import sys
 import time
 import traceback
@@ -36,6 +38,13 @@ _CRASHES_IN_A_ROW = 8
 _LONG_SECONDS = 10.0
 """A run that is to end by itself does not go on for ever with a service that never lives for long: with thousands of
 tables the way to where it crashes may take longer than what else counts as healthy."""
+
+_STALLED_SECONDS = 60.0
+"""A step of a service is a small piece of work: of one that takes so long people are told, and again each time that it
+has taken twice as long. It may be right, as a statement that waits for somebody's lock is, but nobody would know."""
+
+_LOOK_SECONDS = 5.0
+_MOMENT = struct.Struct("d")
 
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
@@ -79,6 +88,7 @@ class _Child:
     due: float | None = 0.0  # when to start it (again); None: never
     pipe: int = -1
     crashes: int = 0  # in a row
+    stalled: float = _STALLED_SECONDS  # for how long a step may go on until people are told next
 
 
 class Supervisor:
@@ -96,10 +106,13 @@ class Supervisor:
         pids: Path | None = None,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
         stop: StopSignal | None = None,
+        stalled: float = _STALLED_SECONDS,
     ) -> None:
         self._children = [_Child(service) for service in services]
         self._bounded, self._pids, self._say = bounded, pids, say
         self._stop = stop or StopSignal()
+        # When each service began its latest step, written by it: a pipe would fill while nobody reads.
+        self._beats, self._stalled = mmap.mmap(-1, _MOMENT.size * max(1, len(services))), stalled
         self._wake_reader, self._wake_writer = os.pipe()
         for end in (self._wake_reader, self._wake_writer):
             os.set_blocking(end, False)
@@ -136,7 +149,9 @@ class Supervisor:
                 self._write_pids()
                 changed = False
             dues = [c.due for c in self._children if c.pid == 0 and c.due is not None]
-            self._sleep(max(0.0, min(dues) - time.monotonic()) if dues else None)
+            look = min(_LOOK_SECONDS, self._stalled)
+            self._sleep(min(look, max(0.0, min(dues) - time.monotonic())) if dues else look)
+            self._tell_stalled()
             for child, status in self._reap():
                 changed = True
                 result = self._ended(child, status)
@@ -145,6 +160,21 @@ class Supervisor:
             if not any(c.pid or c.due is not None for c in self._children):
                 return Exit.OPERATOR if self.refusals else Exit.DONE
         return Exit.DONE
+
+    def _tell_stalled(self) -> None:
+        """Tell of services whose step goes on and on: each waits for an answer, from whomever."""
+        now = time.monotonic()
+        for number, child in enumerate(self._children):
+            (began,) = _MOMENT.unpack_from(self._beats, number * _MOMENT.size)
+            if not child.pid or not began or now - began < self._stalled:
+                child.stalled = self._stalled
+            elif now - began >= child.stalled:
+                child.stalled = 2 * (now - began)
+                self._say(
+                    f"penstock: {child.service.name} has been in one step for {now - began:.0f} s: it waits for a"
+                    " database, the log or the network\n  in pg_stat_activity of source and target, our sessions"
+                    " (application_name penstock …) show what they wait for; a lock most often"
+                )
 
     def _sleep(self, seconds: float | None) -> None:
         with contextlib.suppress(InterruptedError):
@@ -162,12 +192,14 @@ class Supervisor:
         reader, writer = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        supervisor = os.getpid()
+        supervisor, number = os.getpid(), self._children.index(child)
+        _MOMENT.pack_into(self._beats, number * _MOMENT.size, 0.0)
         # A signal between the fork and the child's own handlers would be taken for one to the supervisor.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
         pid = os.fork()
         if pid == 0:
             os.close(reader)
+            _BEAT.to = lambda at: _MOMENT.pack_into(self._beats, number * _MOMENT.size, at)
             _become(child.service, supervisor, writer, [c.pipe for c in self._children if c.pipe >= 0])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
         os.close(writer)
@@ -283,6 +315,21 @@ def _become(service: Service, supervisor: int, report: int, foreign: list[int]) 
 
 
 _STOP = StopSignal()
+
+
+class _Beat:
+    """Where the service that this process is notes its steps; nowhere without a supervisor."""
+
+    def __init__(self) -> None:
+        self.to: Callable[[float], None] = lambda at: None
+
+
+_BEAT = _Beat()
+
+
+def current_beat() -> Callable[[float], None]:
+    """What is to be called by this process's service when a step begins, with the time of `time.monotonic`."""
+    return _BEAT.to
 
 
 def current_stop() -> StopSignal:

@@ -14,7 +14,7 @@ from engines.postgres.connect import connect, execute, replication
 from engines.postgres.problems import Found, Problem, quoted, right_version, some
 from engines.postgres.publications import publication_names, publication_problems
 from engines.postgres.quoting import quote
-from engines.postgres.replication import slot_state
+from engines.postgres.replication import slot_state, standbys_awaited
 from engines.postgres.target_prerequisites import target_problems
 from schemas.errors import LOAD_AGAIN
 from schemas.pipeline import Mode
@@ -73,6 +73,11 @@ def _settings(found: Found, conn: psycopg.Connection, pipeline_name: str) -> Non
             f"source: slot penstock_{pipeline_name} is lost {ours.invalidation_reason}".rstrip(),
             LOAD_AGAIN,
         )
+    if awaited := standbys_awaited(conn, f"penstock_{pipeline_name}"):
+        found.warning(
+            f"source: it holds all changes back until standby {', '.join(awaited)} streams",
+            "start the standby, or take it out of synchronized_standby_slots",
+        )
     sender_timeout = int(settings["wal_sender_timeout"])
     if 0 < sender_timeout < LEAST_SENDER_TIMEOUT:
         found.warning(
@@ -83,7 +88,7 @@ def _settings(found: Found, conn: psycopg.Connection, pipeline_name: str) -> Non
         found.warning(
             f"source: max_slot_wal_keep_size is {kept} MB: a stop of the pipeline that the source writes more in"
             " loses its slot, and means a new load",
-            "alter system set max_slot_wal_keep_size = -1; select pg_reload_conf(); then watch the disk instead",
+            "alter system set max_slot_wal_keep_size = -1; select pg_reload_conf(); and let `wal-budget` watch it",
         )
     if int(settings.get("idle_replication_slot_timeout", "0")) > 0:
         found.warning(

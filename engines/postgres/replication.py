@@ -38,6 +38,7 @@ __all__ = [
     "slot_reader",
     "slot_state",
     "standby_status",
+    "standbys_awaited",
     "start_streaming",
     "system_identity",
     "wal_flush_lsn",
@@ -84,6 +85,16 @@ format('process %%s of the source (application %%s%%s)', {pid}, coalesce(nullif(
        ', from ' || host(a.client_addr))
 """
 """What a process is called for people; `a` is its row of `pg_stat_activity`, if we may see it."""
+
+AWAITED = """
+select trim(both ' "' from named)
+  from unnest(string_to_array(current_setting('synchronized_standby_slots', true), ',')) named
+ where trim(both ' "' from named) <> ''
+   and not exists (select from pg_replication_slots s
+                    where s.slot_name = trim(both ' "' from named) and s.slot_type = 'physical' and s.active)
+   and exists (select from pg_replication_slots s
+                where s.slot_name = %(slot)s and coalesce((to_jsonb(s) ->> 'failover')::bool, false))
+"""
 
 READER = f"""
 select {BACKEND.format(pid="s.active_pid")}
@@ -252,6 +263,12 @@ def slot_reader(conn: psycopg.Connection, slot: str, patience: float) -> str:
     while (found := ask(conn, READER, slot=slot)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return str(found[0][0]) if found else ""
+
+
+def standbys_awaited(conn: psycopg.Connection, slot: str) -> list[str]:
+    """Return the slots of standbys that do not stream, while the source sends a slot for fail-over nothing before they
+    have it (`synchronized_standby_slots`, 17+). It says so in its own log only."""
+    return [name for (name,) in ask(conn, AWAITED, slot=slot)]
 
 
 def wal_insert_lsn(conn: psycopg.Connection) -> int:

@@ -1,4 +1,4 @@
-"""A wire to a PostgreSQL server that is cut at the worst moment: when a commit was carried out, and nobody knows."""
+"""Wires to a PostgreSQL server that behave as networks do: they cut, stall, delay, and lose an answer."""
 
 from __future__ import annotations
 
@@ -6,43 +6,59 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 # CommandComplete, with its length and its tag; and the simple Query that asks for it.
 _ANSWER = b"C\x00\x00\x00\x0bCOMMIT\x00"
 _QUESTION = b"Q\x00\x00\x00\x0bcommit\x00"
 
 
-class Proxy:
-    """Forwards connections to a server, and cuts one when `armed` and a commit goes by.
+class Wire:
+    """Forwards connections to the server of a URL. What is done to it is done to all that are open."""
 
-    `answers`: the server has committed, and the client never hears of it; else the question is cut off, and the
-    server rolls back. Which of the two it was the client can't tell.
-    """
-
-    def __init__(self, host: str, port: int, *, answers: bool) -> None:
-        self._server, self._answers = (host, port), answers
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._server = parts.hostname or "127.0.0.1", parts.port or 5432
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        port = self._listener.getsockname()[1]
+        self.url = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}").geturl()
         self._ending = False
-        self._armed = 0
-        self.cuts = 0
+        self._flows = threading.Event()
+        self._flows.set()
+        self._generation = 0
+        self.delay = 0.0  # seconds, of every piece in either direction
+        self.accepted = 0
         self._threads: list[threading.Thread] = []
-        self._acceptor = threading.Thread(target=self._accept, name="proxy", daemon=True)
+        self._acceptor = threading.Thread(target=self._accept, name="wire", daemon=True)
         self._acceptor.start()
 
-    def arm(self) -> None:
-        """Cut at the next commit."""
-        self._armed += 1
+    def stall(self) -> None:
+        """Carry nothing any more, and leave all connections open: what is sent goes nowhere, and nobody is told."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        """Carry what waits, and go on."""
+        self._flows.set()
+
+    def cut(self) -> None:
+        """Cut every connection that is open."""
+        self._generation += 1
 
     def close(self) -> None:
         self._ending = True
+        self._flows.set()
         with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), 1).close()  # wakes who waits in accept
+            socket.create_connection(self._listener.getsockname(), 1).close()  # wakes who waits in accept
         self._acceptor.join()
         self._listener.close()
         for thread in self._threads:
             thread.join()
+
+    def passes(self, data: bytes, before: bytes, from_server: bool) -> bool:
+        """Whether a piece is carried on; else the connection is cut. `before` is the end of what came before it."""
+        return True
 
     def _accept(self) -> None:
         while True:
@@ -50,6 +66,7 @@ class Proxy:
             if self._ending:
                 client.close()
                 return
+            self.accepted += 1
             thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -67,23 +84,48 @@ class Proxy:
                 self._forward(client, server)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        generation = self._generation
         before = {client: b"", server: b""}
         with selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
-            while not self._ending:
+            while not self._ending and generation == self._generation:
+                if not self._flows.wait(0.1):
+                    continue
                 for source, data in _arrived(selector):
-                    if not data:
+                    if not data or not self.passes(data, before[source], source is server):
                         return
-                    watched = server if self._answers else client
-                    sign = _ANSWER if self._answers else _QUESTION
-                    if source is watched and self._armed > self.cuts:
-                        # A sign may come in two pieces; of the first the other side can make nothing.
-                        if sign in before[source] + data:
-                            self.cuts += 1
-                            return
-                        before[source] = data[-len(sign) :]
+                    before[source] = data[-64:]
+                    time.sleep(self.delay)
                     (client if source is server else server).sendall(data)
+
+
+class Proxy(Wire):
+    """A wire that is cut at the worst moment: when `armed` and a commit goes by.
+
+    `answers`: the server has committed, and the client never hears of it; else the question is cut off, and the
+    server rolls back. Which of the two it was the client can't tell.
+    """
+
+    def __init__(self, url: str, *, answers: bool) -> None:
+        self._answers = answers
+        self._armed = 0
+        self.cuts = 0
+        super().__init__(url)
+
+    def arm(self) -> None:
+        """Cut at the next commit."""
+        self._armed += 1
+
+    def passes(self, data: bytes, before: bytes, from_server: bool) -> bool:
+        sign = _ANSWER if self._answers else _QUESTION
+        if from_server is not self._answers or self._armed <= self.cuts:
+            return True
+        # A sign may come in two pieces; of the first the other side can make nothing.
+        if sign not in before + data:
+            return True
+        self.cuts += 1
+        return False
 
 
 def _arrived(selector: selectors.BaseSelector) -> Iterator[tuple[socket.socket, bytes]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,19 +18,14 @@ CUTS = 6
 @pytest.fixture(params=["after", "before"])
 def proxy(request: pytest.FixtureRequest, target_db: str) -> Iterator[Proxy]:
     """A wire to the target that loses the answer to a commit, or the commit itself."""
-    parts = urlsplit(target_db)
-    with contextlib.closing(
-        Proxy(parts.hostname or "127.0.0.1", parts.port or 5432, answers=request.param == "after")
-    ) as made:
+    with contextlib.closing(Proxy(target_db, answers=request.param == "after")) as made:
         yield made
 
 
 def test_a_commit_whose_answer_is_lost_counts_once(
-    make_world: MakeWorld, source_db: str, target_db: str, log_lines: str, proxy: Proxy
+    make_world: MakeWorld, source_db: str, log_lines: str, proxy: Proxy
 ) -> None:
-    parts = urlsplit(target_db)
-    through = parts._replace(netloc=parts.netloc.rpartition("@")[0] + f"@127.0.0.1:{proxy.port}").geturl()
-    world = make_world(source_db, through, log_lines)
+    world = make_world(source_db, proxy.url, log_lines)
     balance = Balance(world)
     world.begin_traffic()
     run = world.start()

@@ -267,6 +267,11 @@ class World:
         logs = [f"--- {path.name}:\n{path.read_text()[-5000:]}" for path in sorted(self.state.glob("logs/*.log"))]
         return "\n".join(["", *said, *logs])
 
+    def retries(self, service: str = "*") -> int:
+        """Return how often services have begun anew after an error: more than a few a second would be a busy loop."""
+        logs = self.state.glob(f"logs/{service}.log*")
+        return sum(path.read_text().count('"will try again"') for path in logs)
+
     def close(self) -> None:
         """End everything, and remove what is not this test's database's: slot and topics."""
         if self.traffic is not None and self.traffic.is_alive():

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from schemas.errors import IntegrityError, LogUnavailable, PrerequisiteMissing, ReplicationError
+from schemas.errors import LOAD_AGAIN, LogRewound, LogUnavailable, PrerequisiteMissing, ReplicationError
 from transport.sqlite.disk import unlink
 
 _FORMAT = 2  # user_version of every file
+
+DISK_REMEDY = "free room on the disk of the state folder, and see that it can be written"
 
 _UNAVAILABLE = frozenset(
     {
@@ -116,10 +118,13 @@ def translated(what: str) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _UNAVAILABLE:
-            remedy = "free room on the log's disk" if code == sqlite3.SQLITE_FULL else ""
+            remedy = DISK_REMEDY if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR) else ""
             raise LogUnavailable(f"cannot {what}: {error}", remedy=remedy) from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise IntegrityError(f"cannot {what}: {error}") from error
+            raise LogRewound(
+                f"cannot {what}: {error}: a file of the log is damaged",
+                remedy=f"look at the disk; {LOAD_AGAIN}",
+            ) from error
         raise
     except OSError as error:
-        raise LogUnavailable(f"cannot {what}: {error}") from error
+        raise LogUnavailable(f"cannot {what}: {error}", remedy=DISK_REMEDY) from error

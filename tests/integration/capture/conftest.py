@@ -91,13 +91,13 @@ class World:
         )
         return self.setup
 
-    def capture(self, *, heartbeat: float = 0.0, **named: Any) -> Capture:
+    def capture(self, *, heartbeat: float = 0.0, silence: float = 60.0, **named: Any) -> Capture:
         """Begin another incarnation."""
         assert self.setup is not None
         writer = self._writer()
         control = self._writer()
         versions = TableVersions(self.reader, self.topics, control.put)
-        source = PostgresSource(self.url, self.setup, versions, heartbeat=heartbeat)
+        source = PostgresSource(self.url, self.setup, versions, heartbeat=heartbeat, silence=silence)
         capture = Capture(writer, self.reader, self.topics, source, self.setup, **named)
         self.captures.append(capture)
         return capture

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from capture import caretaker
 from capture.loop import Capture
 from capture.postgres import PostgresSource
 from control.servers.postgres import PostgresServer
 from engines.postgres import replication
 from engines.postgres.connect import connect
+from engines.postgres.prerequisites import source_problems
 from schemas.errors import LOAD_AGAIN, PositionLost, SourceUnavailable
 from tests.integration.capture.conftest import World, make_world, until
 from tests.standby import SLOT, SYNCED, Standby
@@ -171,3 +173,22 @@ def test_a_fail_over_to_a_standby_without_the_slot_is_told(server: PostgresServe
         with pytest.raises(PositionLost, match="no replication slot") as caught:
             until(world.capture(), lambda: False)
         assert "sync_replication_slots" in caught.value.remedy and LOAD_AGAIN in caught.value.remedy
+
+
+def test_a_standby_that_the_source_awaits_is_named(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The source itself sends nothing then, and says nothing to us."""
+    monkeypatch.setattr(caretaker, "END_SECONDS", 0.2)
+    with make_world(server.url()) as world:
+        before = begin(world)
+        world.run("alter system set synchronized_standby_slots = 'gone'", "select pg_reload_conf()")
+        world.run("insert into public.t values (2)")
+        until(before, lambda: bool(caplog.records))
+        assert "until standby gone streams" in caplog.text and "synchronized_standby_slots" in caplog.text
+        assert world.setup is not None
+        problems = source_problems(server.url(), world.setup.slot.removeprefix("penstock_"), lambda id: True, "load")
+        assert any("until standby gone streams" in problem.what for problem in problems)
+        world.run("alter system set synchronized_standby_slots = ''", "select pg_reload_conf()")
+        world.catch_up(before)
+        assert world.rows("public.t") == world.source_rows("public.t")

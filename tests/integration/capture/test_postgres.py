@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -548,6 +550,30 @@ def test_a_server_that_crashes_and_comes_back_is_a_passing_error(
         world.catch_up(again)
         assert world.rows("public.t") == world.source_rows("public.t")
         assert [item.change.op for item in world.captured()] == [Op.INSERT] * 3
+
+
+def test_a_server_that_says_nothing_any_more_is_a_passing_error(make_postgres: Callable[..., PostgresServer]) -> None:
+    """As when the network swallows everything: no connection ends, and it looks as if there were nothing to tell."""
+    server = make_postgres(16)
+    with make_world(server.url()) as world:
+        world.run("create table public.t (id int primary key)")
+        setup = world.prepare()
+        capture = world.capture(silence=1.0)
+        world.run("insert into public.t values (1)")
+        world.catch_up(capture)
+        began = time.monotonic()
+        until(capture, lambda: time.monotonic() > began + 2.5)  # idle, but it answers when it is asked
+        state = replication.slot_state(world.db, setup.slot)
+        assert state is not None and state.active_pid is not None
+        os.kill(state.active_pid, signal.SIGSTOP)
+        world.run("insert into public.t values (2)")
+        with pytest.raises(SourceUnavailable, match="nothing was heard") as caught:
+            until(capture, lambda: False)
+        assert "network" in caught.value.remedy
+        os.kill(state.active_pid, signal.SIGCONT)
+        capture.close()
+        world.catch_up(world.capture())
+        assert world.rows("public.t") == world.source_rows("public.t")
 
 
 def test_a_value_without_a_form_in_the_log_is_named_with_table_column_and_position(world: World) -> None:

@@ -84,3 +84,16 @@ def test_a_file_that_is_full_is_moved_aside(file: LogFile, path: Path, monkeypat
         file.write(f"{number} " + "x" * 60)
     assert path.with_name("x.log.1").read_text()[0] == "0"
     assert path.read_text()[0] == "2"
+
+
+def test_a_log_file_on_a_full_disk_stops_nobody_and_is_told_once(path: Path) -> None:
+    shown: list[str] = []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("/dev/full")
+    full = LogFile(path)
+    log = configure("apply", file=full, console=shown.append)
+    for _ in range(3):
+        log.info("sealed")
+    log.warning("will try again")
+    full.close()
+    assert shown == ["apply: its log file can't be written: No space left on device", "apply: will try again"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from control.service import Backoff, Exit, StopSignal
-from control.supervisor import Service, Supervisor, Vital, current_stop, only_one
+from control.supervisor import Service, Supervisor, Vital, current_beat, current_stop, only_one
 from schemas.errors import OperatorError, PositionLost
 
 
@@ -34,10 +34,10 @@ def counted(path: Path, then: Callable[[int], int]) -> Callable[[], int]:
 
 
 def supervise(
-    *services: Service, bounded: bool = False, pids: Path | None = None
+    *services: Service, bounded: bool = False, pids: Path | None = None, stalled: float = 60.0
 ) -> tuple[Exit, Supervisor, list[str]]:
     said: list[str] = []
-    supervisor = Supervisor(list(services), bounded=bounded, pids=pids, say=said.append)
+    supervisor = Supervisor(list(services), bounded=bounded, pids=pids, say=said.append, stalled=stalled)
     return supervisor.run(), supervisor, said
 
 
@@ -53,6 +53,24 @@ def test_a_service_that_crashed_is_started_again(tmp_path: Path) -> None:
     assert code is Exit.DONE
     assert len(set(starts.read_text().splitlines())) == 3
     assert "started again" in said[0]
+
+
+def test_a_step_that_goes_on_and_on_is_told_but_not_again_and_again() -> None:
+    def one_long_step() -> int:
+        current_beat()(time.monotonic())
+        time.sleep(1.0)
+        return 0
+
+    def many_steps() -> int:
+        for _ in range(50):
+            current_beat()(time.monotonic())
+            time.sleep(0.02)
+        return 0
+
+    services = Service("slow", one_long_step), Service("quick", many_steps), Service("without", lambda: 0)
+    _, _, said = supervise(*services, stalled=0.3)
+    assert 1 <= len(said) <= 2
+    assert all("slow has been in one step for " in line and "pg_stat_activity" in line for line in said)
 
 
 def test_restarts_come_later_and_later(tmp_path: Path) -> None:

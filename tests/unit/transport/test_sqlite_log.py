@@ -19,9 +19,9 @@ import pytest
 import transport.sqlite.log
 from codec.frames import pack, unpack
 from schemas.errors import (
+    LOAD_AGAIN,
     ConfigInvalid,
     GapDetected,
-    IntegrityError,
     LogRewound,
     LogUnavailable,
     PrerequisiteMissing,
@@ -223,12 +223,13 @@ def test_missing_records_are_a_gap(log: SqliteLog) -> None:
         assert sum(b.count for b in reader.read(CHANGES, Range(6, 10))) == 4
 
 
-def test_a_damaged_file_is_an_integrity_error(log: SqliteLog) -> None:
+def test_a_damaged_file_is_one_for_a_person(log: SqliteLog) -> None:
     with log.writer("changes") as writer:
         writer.put(NAMES.frontier, b"1")
     (log._root / "changes.000001.db").write_bytes(b"not a database, and long enough to be taken for one" * 100)
-    with pytest.raises(IntegrityError), log.reader() as reader:
+    with pytest.raises(LogRewound, match="damaged") as caught, log.reader() as reader:
         reader.records(NAMES.frontier, 0)
+    assert LOAD_AGAIN in caught.value.remedy
 
 
 def test_files_of_another_format_are_refused(log: SqliteLog) -> None:
