@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from apply import commands
 from apply.cohort import Beginning, Cohort, Portion, Span, Wanted
+from apply.dead_letters import Tray, Waiting, key_columns
 from apply.groups import assign, chunk_share, components
 from apply.target import (
     NOWHERE,
@@ -43,7 +44,7 @@ from schemas.errors import (
 )
 from schemas.events import EventKind
 from schemas.frontier import HEAL, Manifest, Setup, Visibility
-from schemas.pipeline import Mode, matches
+from schemas.pipeline import Mode, OnRowError, TablePolicy, matches
 from schemas.record import Op
 from schemas.states import STOPPED, TableState
 from schemas.table import Objects, TableId
@@ -84,6 +85,7 @@ class Stats:
     chunks_loaded: int = 0
     conflicts: int = 0
     failures: int = 0
+    dead_letters: int = 0
     position: int = 0  # of the cohort that is ahead
     commit_time: int = 0
     captured_at: int = 0
@@ -107,6 +109,7 @@ class Apply:
         name: str,
         tables: tuple[str, ...] = (),
         follows: bool = True,
+        policy: Callable[[TableId], TablePolicy] = lambda table: TablePolicy(),
         clock: Callable[[], float] = time.monotonic,
         limits: Limits | None = None,
         teller: Teller | None = None,
@@ -116,7 +119,7 @@ class Apply:
         self._names = (
             (f"{pipeline}.load.{name}", f"{pipeline}.apply.{name}") if follows else (f"{pipeline}.load.{name}",)
         )
-        self._patterns = tables
+        self._patterns, self._policy = tables, policy
         self._limits = limits or Limits()
         self._stack = ExitStack()
         self._reader: LogReader | None = None
@@ -151,6 +154,7 @@ class Apply:
         self._unsettled: set[TableId] = set()  # of this worker's tables, those that go on by themselves
         self._unsettled_anywhere: set[TableId] = set()
         self._failed: set[TableId] = set()
+        self._waiting: dict[TableId, Waiting] = {}  # what the tables that this worker follows have in the dead letters
         self._cohorts: list[Cohort] = []
         self._loaded: dict[tuple[TableId, int], set[int]] = {}  # by table and generation
         self._loaded_until = -1e9  # when they may be asked for again
@@ -314,6 +318,8 @@ class Apply:
             of_tables.clear()
         for table in self._target.tables().values():
             self._learn(table)
+        # After all rosters: if letters are taken in between, what is known here can't be moved.
+        self._waiting = self._target.waiting()
         # What another worker has brought a table to may rest on snapshots that were not there when we looked last.
         self._chunks.refresh()
         self._refreshed_at = self._clock()
@@ -502,26 +508,38 @@ class Apply:
                 groups.add(progress.group)
             else:
                 tables.add(progress.table)
-        counts: dict[TableId, int] = defaultdict(int)
         moves = {table: self._table_move(table, progress=portion.progress) for table in tables}
         for table, version in (self._redefined(portion) if portion.redefines else {}).items():
             place = portion.progress if table in tables else self._known[table].progress
             moves[table] = self._table_move(table, progress=place, schema_id=version.schema_id)
-        self._write(
-            Batch(
-                [self._group_move(group, portion.progress) for group in sorted(groups)],
-                [moves[table] for table in sorted(moves)],
-                self._pieces_in_order(portion, counts) if portion.redefines else self._pieces(portion, counts),
-            )
-        )
+        group_moves = [self._group_move(group, portion.progress) for group in sorted(groups)]
+        table_moves = [moves[table] for table in sorted(moves)]
+
+        def write(refused: TableId | None) -> None:
+            counts: dict[TableId, int] = defaultdict(int)
+            trays: dict[TableId, Tray] = {}
+            read = self._pieces_in_order if portion.redefines else self._pieces
+            pieces = read(portion, counts, trays, refused is not None)
+            self._write(Batch(group_moves, table_moves, pieces, refused=refused))
+            for tray in trays.values():
+                self._set_aside(tray)
+            for table, count in counts.items():
+                self._counted[table] += count
+                self.stats.by_table[table] += count
+                self.stats.changes += count
+
+        try:
+            write(None)
+        except TableRefused as refused:
+            if not isinstance(refused.cause, RowError):
+                raise
+            write(refused.table)  # row by row where that is needed
         self.stats.batches += 1
         self.stats.records += portion.records
-        for table, count in counts.items():
-            self._counted[table] += count
-            self.stats.by_table[table] += count
-            self.stats.changes += count
 
-    def _pieces(self, portion: Portion, counts: dict[TableId, int]) -> Iterator[list[Change]]:
+    def _pieces(
+        self, portion: Portion, counts: dict[TableId, int], trays: dict[TableId, Tray], sifts: bool
+    ) -> Iterator[list[Change]]:
         """Read what a portion names and fold it; a piece is handed out whenever it is as large as may be."""
         assert self._reader is not None
         changes: dict[int, Change] = {}
@@ -535,10 +553,11 @@ class Apply:
                     for schema_id in span.schemas:
                         change = changes.get(schema_id)
                         if change is None:
-                            change = changes[schema_id] = self._change(schema_id, portion.expected[schema_id])
+                            expected = portion.expected[schema_id]
+                            change = changes[schema_id] = self._change(schema_id, expected, trays, sifts=sifts)
                         table = change.version.table.id
                         try:
-                            taken = change.net.add(block.data, visibility[schema_id], span.epoch)
+                            taken = change.add(block.data, visibility[schema_id], span.epoch)
                         except RowError as error:
                             raise TableRefused(table, error) from error
                         counts[table] += taken
@@ -586,7 +605,9 @@ class Apply:
                         yield version, about, pack(((key, value),))
                 _require_all(partition, span, count)
 
-    def _pieces_in_order(self, portion: Portion, counts: dict[TableId, int]) -> Iterator[list[Change] | Redefinition]:
+    def _pieces_in_order(
+        self, portion: Portion, counts: dict[TableId, int], trays: dict[TableId, Tray], sifts: bool
+    ) -> Iterator[list[Change] | Redefinition]:
         """Do what `_pieces` does where tables become others on the way: record by record, which takes its time."""
         changes: dict[int, Change] = {}
         now: dict[TableId, Registered] = {}
@@ -608,21 +629,48 @@ class Apply:
                 continue
             change = changes.get(version.schema_id)
             if change is None:
-                change = changes[version.schema_id] = self._change(
-                    version.schema_id, portion.expected[version.schema_id]
-                )
+                expected = portion.expected[version.schema_id]
+                change = changes[version.schema_id] = self._change(version.schema_id, expected, trays, sifts=sifts)
             try:
-                counts[table] += change.net.add(data, None, epoch)
+                counts[table] += change.add(data, None, epoch)
             except RowError as error:
                 raise TableRefused(table, error) from error
             size += len(data) + 64
         if changes:
             yield list(changes.values())
 
-    def _change(self, schema_id: int, expected: int) -> Change:
+    def _change(self, schema_id: int, expected: int, trays: dict[TableId, Tray], *, sifts: bool) -> Change:
         version = self._schema_of[schema_id]
         assert version is not None
-        return Change(version, self._target.net(version, expected))
+        table = version.table.id
+        if table not in trays and (sifts or table in self._waiting):
+            trays[table] = Tray(table, self._waiting_of(version), keeps=self._sets_aside(table), sifts=sifts)
+        return Change(version, self._target.net(version, expected), tray=trays.get(table))
+
+    def _sets_aside(self, table: TableId) -> bool:
+        return self._policy(table).on_row_error is OnRowError.SET_ASIDE
+
+    def _waiting_of(self, version: Registered) -> Waiting:
+        """Return what waits of a table; its keys must be comparable with those of a version."""
+        waiting = self._waiting.get(version.table.id, Waiting())
+        for schema_id in waiting.schema_ids:
+            if key_columns(self._versions.by_schema(schema_id).table) != key_columns(version.table):
+                raise TableRefused(
+                    version.table.id,
+                    SchemaUnsupported(
+                        "the table's key was changed at the source while some of its rows are in the dead letters",
+                        remedy="`penstock dead-letters` replays or discards them; then resume the table",
+                    ),
+                )
+        return waiting
+
+    def _set_aside(self, tray: Tray) -> None:
+        """Keep in mind, and tell, what has become a dead letter in a transaction that is committed."""
+        if tray.waiting.letters:
+            self._waiting[tray.table] = tray.waiting
+        else:
+            self._waiting.pop(tray.table, None)
+        self.stats.dead_letters += tray.added
 
     def _visibility(self, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
         """Return what the loaded rows of a table show already, as the transcoder takes it."""
@@ -858,7 +906,16 @@ class Apply:
                         remedy=LOAD_AGAIN,
                     ),
                 )
-            rows = self._target.load(version, progress, number, manifest.rows, lambda: self._rows_of(manifest))
+            # Only what is healed may have letters already, and then all chunks are in, whoever loaded them.
+            waiting = self._target.waiting().get(progress.table, Waiting()) if number == HEAL else Waiting()
+            tray = Tray(
+                progress.table,
+                waiting,
+                keeps=self._sets_aside(progress.table),
+                sifts=True,
+                where="the healing" if number == HEAL else f"chunk {number}",
+            )
+            rows = self._target.load(version, progress, number, manifest.rows, lambda: self._rows_of(manifest), tray)
         except TableRefused as refused:
             self._fail(progress.table, refused.cause)
             return
@@ -866,6 +923,7 @@ class Apply:
         if rows >= 0:
             self.stats.chunks_loaded += 1
             self.stats.rows_loaded += rows
+            self.stats.dead_letters += tray.added
         self._to_move[progress.table] = None
 
     def _rows_of(self, manifest: Manifest) -> Iterator[bytes]:
@@ -945,6 +1003,8 @@ class Apply:
     def _take_places(self, tables: list[TableProgress]) -> None:
         """Let tables that have moved stand where their new states say."""
         cohorts: list[Cohort] = []
+        if any(progress.state is TableState.CATCHING_UP for progress in tables):
+            self._waiting = self._target.waiting()  # whoever loaded chunks has set rows of them aside
         for progress in tables:
             if progress.state is TableState.LOADING:
                 self._forget_place(progress.table)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import psycopg
 
 from apply import postgres_state as state
+from apply.dead_letters import Bundle, Keyed, Letter, Refusal, Tray, Waiting, keyed_batch, net_of
 from apply.postgres_build import Builder
-from apply.postgres_merge import DIRECT, QUEUED, Stages, Work, Writer
-from apply.postgres_session import Session, StatementFailed
+from apply.postgres_merge import COLLISIONS, DIRECT, Stages, Work, Writer
+from apply.postgres_session import QUEUED, Session, StatementFailed
 from apply.postgres_shape import Shape, require, shapes_of
-from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused
+from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused, Taken
 from codec.copy import load_rows
 from codec.net import Net
 from conversion.alter import additions, alter_table, emptied_partitions, new_labels
@@ -159,6 +160,18 @@ class PostgresTarget:
     def chunks(self) -> dict[tuple[TableId, int], set[int]]:
         with translated("target", "reading the chunks"):
             return state.chunks(self._session.connection, self._pipeline)
+
+    def waiting(self) -> dict[TableId, Waiting]:
+        with translated("target", "reading the dead letters"):
+            return state.waiting(self._session.connection, self._pipeline)
+
+    def letter_counts(self) -> dict[TableId, int]:
+        with translated("target", "counting the dead letters"):
+            return state.letter_counts(self._session.connection, self._pipeline)
+
+    def letters(self) -> list[Letter]:
+        with translated("target", "reading the dead letters"):
+            return state.letters(self._session.connection, self._pipeline)
 
     def make_durable(self) -> None:
         # A commit flushes all before it, but only if its transaction has written something: an id is not enough.
@@ -320,6 +333,7 @@ class PostgresTarget:
                 # First the state: that waits for whoever loads a chunk, and keeps everybody else from beginning.
                 state.queue_moves(session, self._key, [], [move])
                 session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
+                state.queue_forgetting(session, self._key, table.id)
                 session.flush()
                 self._empty(quote(*table.name), require(self._shape(table.name), table))
                 self._redefine(table, version.table, made=move.after.made, empty=True)
@@ -337,16 +351,18 @@ class PostgresTarget:
         chunk: int,
         rows: int,
         batches: Callable[[], Iterable[bytes]],
+        tray: Tray,
     ) -> int:
         writer = self._writer(version)
+        merge = chunk == HEAL
         try:
-            return self._load(writer, table, chunk, rows, batches, merge=chunk == HEAL)
+            return self._load(writer, table, chunk, rows, batches, merge, tray if tray.found else None)
         except TableRefused as refused:
-            # A row that an update moved between two snapshots may have been read twice; healing puts it right.
-            cause = refused.__cause__
-            if not isinstance(cause, psycopg.errors.UniqueViolation) or chunk == HEAL or not writer.key:
+            if not isinstance(refused.cause, RowError) or not writer.alone:
                 raise
-        return self._load(writer, table, chunk, rows, batches, merge=True)
+            # A row that an update moved between two snapshots may have been read twice; healing puts it right.
+            merge |= bool(writer.key) and isinstance(refused.__cause__, psycopg.errors.UniqueViolation)
+        return self._load(writer, table, chunk, rows, batches, merge, tray)
 
     def _load(
         self,
@@ -355,8 +371,8 @@ class PostgresTarget:
         chunk: int,
         rows: int,
         batches: Callable[[], Iterable[bytes]],
-        *,
         merge: bool,
+        tray: Tray | None,
     ) -> int:
         there: list[bool] = []
 
@@ -375,10 +391,36 @@ class PostgresTarget:
             session.flush()
             if there[0]:
                 return -1
-            done = self._merge_batches(writer, batches()) if merge else self._copy_batches(writer, batches())
+            if tray is not None:
+                done = sum(self._sift_batch(writer, batch, merge, tray) for batch in batches())
+            elif merge:
+                done = self._merge_batches(writer, batches())
+            else:
+                done = self._copy_batches(writer, batches())
             if chunk != HEAL and done != rows:
                 raise GapDetected(f"chunk {chunk} of {table.table} holds {done} rows instead of {rows}")
         return done
+
+    def _sift_batch(self, writer: Writer, batch: bytes, merge: bool, tray: Tray) -> int:
+        """Write the rows of a batch but for those that the target refuses; return how many there were of both."""
+        version = writer.version
+        count = 0
+
+        def write_all() -> None:
+            nonlocal count
+            count = self._merge_batches(writer, [batch]) if merge else self._copy_batches(writer, [batch])
+
+        if not tray.found:
+            refused = self._attempt(write_all)
+            if refused is None:
+                return count
+            if not isinstance(refused.cause, RowError):
+                raise refused
+        changes = keyed_batch(version.layout, batch)
+        state.queue_forgetting(self._session, self._key, writer.id, tray.forget(changes))
+        self._sift(writer, changes, tray, exact=not merge, refused_together=False)
+        self._store_letters(writer, tray)
+        return len(changes)
 
     def _copy_batches(self, writer: Writer, batches: Iterable[bytes]) -> int:
         return writer.copy((self._rows(writer, batch) for batch in batches), writer.binary)
@@ -481,23 +523,34 @@ class PostgresTarget:
             for piece in batch.pieces:
                 if isinstance(piece, Redefinition):
                     self._carry_out(piece)
-                else:
-                    self._write_piece(piece)
+                    continue
+                self._write_piece(piece, batch.refused)
+                for change in piece:
+                    if change.tray is not None:
+                        self._store_letters(self._writer(change.version), change.tray)
 
-    def _write_piece(self, piece: Sequence[Change]) -> None:
+    def _write_piece(self, piece: Sequence[Change], refused: TableId | None) -> None:
         session = self._session
         self._truncate([change for change in piece if change.net.truncated])
-        writers = [self._writer(change.version) for change in piece]
-        works = [Work(writer, change) for writer, change in zip(writers, piece, strict=True)]
-        if all(writer.alone for writer in writers):
-            # Large ones first: what is queued for the small ones then goes with the end of the transaction.
-            for work in sorted(works, key=lambda work: work.waits, reverse=True):
-                work.run()
-                if session.queued >= QUEUED:
-                    session.flush()
+        alone: list[Work] = []
+        tied: list[Work] = []
+        for change in piece:
+            writer = self._writer(change.version)
+            if not writer.alone:
+                tied.append(Work(writer, change))
+            elif change.tray is None or not change.tray.sifts:
+                alone.append(Work(writer, change))
+            else:
+                self._sift(writer, change.sifted, change.tray, change.exact, refused_together=writer.id == refused)
+        # Large ones first: what is queued for the small ones then goes with the end of the transaction.
+        for work in sorted(alone, key=lambda work: work.waits, reverse=True):
+            work.run()
+            if session.queued >= QUEUED:
+                session.flush()
+        if not tied:
             return
         session.queue("set constraints all deferred")
-        ordered = _parents_first(works)
+        ordered = _parents_first(tied)
         for work in reversed(ordered):
             work.first_half()
             session.flush()
@@ -540,6 +593,77 @@ class PostgresTarget:
         self._redefined |= {before.name, after.name}
         self._look_again({before.name, after.name})
 
+    # ------------------------------------------------------------------------------------------- refused rows
+
+    def _sift(
+        self, writer: Writer, changes: Sequence[Keyed], tray: Tray, exact: bool, *, refused_together: bool
+    ) -> None:
+        """Write changes of one table but for those that the target refuses, which its tray gets."""
+        version = writer.version
+
+        def attempt(some: Sequence[Bundle]) -> Refusal | None:
+            def write() -> None:
+                changes = (change for bundle in some for change in bundle)
+                net = net_of(version.layout, changes, binary=writer.binary and len(some) > DIRECT)
+                Work(writer, Change(version, net, exact)).run()
+
+            refused = self._attempt(write)
+            if refused is None:
+                return None
+            if not isinstance(refused.cause, RowError):
+                raise refused
+            return Refusal(refused.cause, isinstance(refused.__cause__, COLLISIONS))
+
+        tray.sift(version.layout, changes, attempt, refused_together=refused_together)
+
+    def _attempt(self, write: Callable[[], None]) -> TableRefused | None:
+        """Write something that stays, or leave nothing of it behind and return why one table can't take it."""
+        assert self._stages is not None
+        session, stages = self._session, self._stages
+        session.flush()
+        made = stages.made
+        try:
+            session.queue("savepoint attempt")
+            write()
+            session.queue("release attempt")
+            session.flush()
+            return None
+        except StatementFailed as failed:
+            refused = self._refusal(failed, "")
+            if not isinstance(refused, TableRefused):
+                raise
+            refused.__cause__ = failed.error
+        except TableRefused as error:
+            refused = error
+            session.flush()
+        session.run("rollback to attempt; release attempt")
+        stages.rolled_back(made)
+        return refused
+
+    @contextmanager
+    def taken(self, table: TableId) -> Iterator[Taken]:
+        with self._transaction(f"taking the dead letters of {table}", durable=True) as session:
+            # In the order in which a worker takes them.
+            for statement in (state.TAKE_GROUP, state.TAKE_TABLE):
+                session.queue(statement, [self._key, *map(state.text, table)])
+            session.flush()
+            letters = state.letters(session.connection, self._pipeline, table)
+            yield TakenLetters(letters, session, self._key, self._attempt_all)
+
+    def _attempt_all(self, changes: Sequence[Change]) -> TableRefused | None:
+        def write() -> None:
+            for change in changes:
+                Work(self._writer(change.version), change).run()
+                self._session.flush()
+
+        return self._attempt(write)
+
+    def _store_letters(self, writer: Writer, tray: Tray) -> None:
+        clear, letters = tray.take()
+        if clear:
+            state.queue_forgetting(self._session, self._key, writer.id)
+        state.queue_letters(self._session, self._key, writer.version.layout, letters)
+
     def _truncate(self, changes: list[Change]) -> None:
         """Empty tables, all in one statement, because they may refer to each other."""
         if not changes:
@@ -559,6 +683,29 @@ class PostgresTarget:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+
+
+@dataclass(frozen=True, slots=True)
+class TakenLetters:
+    """The letters of one table in the midst of a transaction; see `apply.target.Taken`."""
+
+    letters: list[Letter]
+    _session: Session
+    _pipeline: bytes
+    _attempt: Callable[[Sequence[Change]], TableRefused | None]
+
+    def attempt(self, changes: Sequence[Change]) -> ReplicationError | None:
+        refused = self._attempt(changes)
+        return refused.cause if refused is not None else None
+
+    def remove(self, letters: Sequence[Letter]) -> None:
+        numbers = ",".join(str(letter.number) for letter in letters)
+        self._session.queue(state.REMOVE_LETTERS, [self._pipeline, b"{%s}" % numbers.encode()])
+
+    def change(self, letter: Letter) -> None:
+        values = [state.text(letter.number), state.data(letter.change)]
+        values += [state.text(letter.cause), state.text(letter.remedy)]
+        self._session.queue(state.CHANGE_LETTER, [self._pipeline, *values])
 
 
 def _ends(move: TableMove) -> bool:

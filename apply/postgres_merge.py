@@ -23,22 +23,19 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq
 
-from apply.postgres_session import Session, StatementFailed
+from apply.postgres_session import QUEUED, Session, StatementFailed
 from apply.postgres_shape import Shape
 from apply.target import Change, TableRefused
 from codec.net import Net
 from engines.postgres.quoting import quote
 from engines.postgres.types import text_of
-from schemas.errors import LOAD_AGAIN, IntegrityError, PermissionMissing
+from schemas.errors import LOAD_AGAIN, IntegrityError, PermissionMissing, RowError
 from schemas.record import Op
 from schemas.types import Kind
 from transport.views import Registered
 
 DIRECT = 48
 """Up to so many changes of a table go as statements of their own: beyond, `COPY` and a merge cost less."""
-
-QUEUED = 300
-"""Statements in one pipeline: while they are sent nobody reads the results, which must fit in the sockets' buffers."""
 
 LOOKED_UP_BYTES = 64 << 20
 """Up to so much staged data is looked up row by row, which the session's settings see to: left alone the planner
@@ -56,7 +53,7 @@ ROLE_REMEDY = (
     " before PostgreSQL 15: alter role … set session_replication_role = replica, as a superuser"
 )
 
-_COLLISIONS = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
+COLLISIONS = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 _NO_EQUALITY = frozenset({114, 142, 600, 601, 602, 603, 604, 628, 718, 194})
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
@@ -248,7 +245,10 @@ class Work:
         self.writer, self.change, self._net = writer, change, change.net
         self._session = writer.session
         self._plain = not writer.key or (change.net.insert_only and change.exact)
-        self._folded = Folded((0, b""), (0, b""), []) if self._plain else Folded.of(change.net)
+        try:
+            self._folded = Folded((0, b""), (0, b""), []) if self._plain else Folded.of(change.net)
+        except RowError as error:
+            raise TableRefused(writer.id, error) from error
         self._small = not change.net.binary and (change.net.records if self._plain else self._folded.all) <= DIRECT
         self._gone = 0  # rows that were deleted
         self._changed = 0  # partial rows that were changed in place
@@ -307,7 +307,7 @@ class Work:
             session.queue("release before_merge")
             session.flush()
         except StatementFailed as failed:
-            if failed.label != self.writer.id or not isinstance(failed.error, _COLLISIONS):
+            if failed.label != self.writer.id or not isinstance(failed.error, COLLISIONS):
                 raise
             session.run("rollback to before_merge")
             stages.rolled_back(made)

@@ -24,6 +24,9 @@ BUFFER = 256 << 10
 KEPT_STATEMENTS = 400
 """Prepared statements that stay: each takes tens of kilobytes of the server's memory."""
 
+QUEUED = 300
+"""Statements in one pipeline: while they are sent nobody reads the results, which must fit in the sockets' buffers."""
+
 _FINE = {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}
 
 Checked = Callable[[pq.abc.PGresult], None]

@@ -6,13 +6,16 @@ identifiers from outside are values.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from apply.postgres_session import Session
+from apply.dead_letters import Letter, Waiting, key_text
+from apply.postgres_session import QUEUED, Session
 from apply.target import GroupMove, Progress, TableMove, TableProgress
+from codec.layout import Layout
 from conversion.stored import bookkeeping_statements
 from schemas.errors import WriteConflict
 from schemas.states import TableState
@@ -63,7 +66,7 @@ where pipeline = %s
 TABLES = """
 select table_schema, table_name, grp, state, schema_id, generation, frontier, epoch, position, commit_time,
        captured_at, snapshot, rows_loaded, changes, made, tied, error, remedy, stopped_in,
-       command
+       command, roster
 from penstock.tables
 where pipeline = %s
 order by table_schema, table_name
@@ -94,7 +97,7 @@ set state = $8, schema_id = $9, generation = $10, frontier = $11, epoch = $12, p
     captured_at = $15, snapshot = $16, rows_loaded = $17, made = $18, tied = $19, error = $20, remedy = $21,
     stopped_in = $22, command = $23, updated_at = clock_timestamp()
 where pipeline = $1 and table_schema = $2 and table_name = $3
-  and state = $4 and generation = $5 and frontier = $6 and epoch = $7 and command = $24
+  and state = $4 and generation = $5 and frontier = $6 and epoch = $7 and command = $24 and roster = $25
 """
 
 COUNT_CHANGES = """
@@ -120,6 +123,68 @@ on conflict do nothing
 
 FORGET_CHUNKS = """
 delete from penstock.chunks
+where pipeline = $1 and table_schema = $2 and table_name = $3
+"""
+
+ADD_LETTER = """
+insert into penstock.dead_letters (pipeline, table_schema, table_name, schema_id, op, position, xid, ordinal,
+                                   commit_time, key_text, key_bytes, origin_bytes, row_change, cause, remedy)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::text::bytea, $12::text::bytea, $13::text::bytea, $14, $15)
+"""
+
+CHANGE_LETTER = """
+update penstock.dead_letters
+set row_change = $3::text::bytea, cause = $4, remedy = $5
+where pipeline = $1 and number = $2
+"""
+
+REMOVE_LETTERS = """
+delete from penstock.dead_letters
+where pipeline = $1 and number in (select unnest($2::bigint[]))
+"""
+
+FORGET_LETTERS = """
+delete from penstock.dead_letters
+where pipeline = $1 and table_schema = $2 and table_name = $3
+"""
+
+FORGET_KEYS = """
+delete from penstock.dead_letters
+where pipeline = $1 and table_schema = $2 and table_name = $3 and key_bytes in (select unnest($4::bytea[]))
+"""
+
+WAITING = """
+select table_schema, table_name, schema_id, key_bytes, origin_bytes
+from penstock.dead_letters
+where pipeline = %s
+"""
+
+COUNT_LETTERS = """
+select table_schema, table_name, count(*)
+from penstock.dead_letters
+where pipeline = %s
+group by table_schema, table_name
+"""
+
+LETTERS = """
+select table_schema, table_name, key_bytes, origin_bytes, row_change, cause, remedy, number,
+       (extract(epoch from set_aside_at) * 1000000)::bigint
+from penstock.dead_letters
+where pipeline = %s
+order by number
+"""
+
+# Waits for whoever writes to the table, and makes all look again who were about to.
+TAKE_GROUP = """
+update penstock.progress
+set roster = roster + 1
+where pipeline = $1
+  and grp = (select grp from penstock.tables where pipeline = $1 and table_schema = $2 and table_name = $3)
+"""
+
+TAKE_TABLE = """
+update penstock.tables
+set roster = roster + 1
 where pipeline = $1 and table_schema = $2 and table_name = $3
 """
 
@@ -159,7 +224,7 @@ def forget(connection: psycopg.Connection, pipeline: str) -> bool:
         connection.execute("select pg_advisory_xact_lock(%s)", [LOCK])
         if not _is_there(connection):
             return False
-        for table in ("chunks", "tables", "progress", "pipelines"):
+        for table in ("dead_letters", "chunks", "tables", "progress", "pipelines"):
             connection.execute(FORGET_PIPELINE.format(table=table).encode(), [pipeline])
         row = connection.execute(IS_EMPTY).fetchone()
         if row is not None and row[0]:
@@ -257,8 +322,7 @@ def queue_table(session: Session, pipeline: bytes, move: TableMove) -> None:
 
     values: list[object] = [*before.table, before.state.value, before.generation]
     values += [before.progress.offset, before.progress.epoch]
-    values += _state(after)
-    values.append(before.command)
+    values += [*_state(after), before.command, before.roster]
     session.queue(MOVE_TABLE, [pipeline, *(text(value) for value in values)], one_table)
 
 
@@ -274,6 +338,57 @@ def queue_counts(session: Session, pipeline: bytes, changes: Mapping[TableId, in
                 b"{%s}" % ",".join(str(count) for _, count in counted).encode(),
             ],
         )
+
+
+def queue_letters(session: Session, pipeline: bytes, layout: Layout, letters: Sequence[Letter]) -> None:
+    """Queue what stores letters, in their order."""
+    for letter in letters:
+        found = letter.head
+        values: list[object] = [*letter.table, found.schema_id, found.op.name.lower(), found.position, found.xid]
+        values += [found.ordinal, found.commit_time, key_text(layout, letter.key)]
+        given: list[bytes | None] = [text(value) for value in values]
+        given += [data(letter.key), None if letter.origin is None else data(letter.origin), data(letter.change)]
+        session.queue(ADD_LETTER, [pipeline, *given, text(letter.cause), text(letter.remedy)])
+        if session.queued >= QUEUED:
+            session.flush()
+
+
+def queue_forgetting(session: Session, pipeline: bytes, table: TableId, keys: Sequence[bytes] | None = None) -> None:
+    """Queue what removes the letters of a table, or those of some keys."""
+    given = [pipeline, *map(text, table)]
+    if keys is None:
+        session.queue(FORGET_LETTERS, given)
+    elif keys:
+        session.queue(FORGET_KEYS, [*given, b"{%s}" % b",".join(b'"\\%s"' % data(key) for key in keys)])
+
+
+def waiting(connection: psycopg.Connection, pipeline: str) -> dict[TableId, Waiting]:
+    found: dict[TableId, Waiting] = defaultdict(Waiting)
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        for schema, name, schema_id, key, origin in cursor.execute(WAITING, [pipeline]):
+            of_table = found[TableId(schema, name)]
+            of_table.letters += 1
+            of_table.schema_ids.add(schema_id)
+            of_table.keys.update(part for part in (key, origin) if part is not None)
+    return dict(found)
+
+
+def letter_counts(connection: psycopg.Connection, pipeline: str) -> dict[TableId, int]:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        rows = cursor.execute(COUNT_LETTERS, [pipeline])
+        return {TableId(schema, name): count for schema, name, count in rows}
+
+
+def letters(connection: psycopg.Connection, pipeline: str, table: TableId | None = None) -> list[Letter]:
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        rows = cursor.execute(LETTERS, [pipeline])
+        found = (Letter(TableId(schema, name), *letter) for schema, name, *letter in rows)
+        return [letter for letter in found if table in (None, letter.table)]
+
+
+def data(value: bytes) -> bytes:
+    """Return bytes as the server reads them from a text."""
+    return b"\\x" + value.hex().encode()
 
 
 def text(value: object) -> bytes:

@@ -7,10 +7,11 @@ remember is in the target; the loop reads it when it starts, and after every `Wr
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from codec.net import Net
 from schemas.errors import ConfigInvalid, ReplicationError
@@ -18,6 +19,9 @@ from schemas.pipeline import TargetSettings
 from schemas.states import TableState
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
+
+if TYPE_CHECKING:
+    from apply.dead_letters import Keyed, Letter, Tray, Visibility, Waiting
 
 
 class Progress(NamedTuple):
@@ -58,6 +62,7 @@ class TableProgress:
     remedy: str = ""
     stopped_in: str = ""  # the state that it failed or was paused in, to go on from
     command: int = -1  # offset in `p.chunks` of the last command that was carried out
+    roster: int = 0  # goes up when letters were taken from the table, so that who missed that can't move it
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,15 @@ class Change:
     version: Registered
     net: Net
     exact: bool = True  # the source's own changes, so that none may be missing on the target; not so when healing
+    tray: Tray | None = None  # there is one if some of its changes wait, or were refused
+    sifted: list[Keyed] = field(default_factory=list)  # all that is in `net`, where rows are sifted
+
+    def add(self, data: bytes, visibility: Visibility | None, epoch: int) -> int:
+        """Take the changes of a block but for those that have to wait, and return how many were taken; see
+        `codec.net.Net.add`."""
+        if self.tray is None:
+            return self.net.add(data, visibility, epoch)
+        return self.net.add(self.tray.divide(self.version.layout, data, visibility, epoch, self.sifted), None, epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +121,7 @@ class Batch:
     tables: Sequence[TableMove] = ()
     pieces: Iterable[Sequence[Change] | Redefinition] = ()
     changes: Mapping[TableId, int] = field(default_factory=dict)  # to add to what was counted, for people
+    refused: TableId | None = None  # rows of this table were refused when the batch was tried before: they are sifted
 
 
 class TableRefused(Exception):
@@ -118,6 +133,22 @@ class TableRefused(Exception):
     def __init__(self, table: TableId, cause: ReplicationError) -> None:
         super().__init__(f"{table}: {cause}")
         self.table, self.cause = table, cause
+
+
+class Taken(Protocol):
+    """The letters of one table, in their order, in the hands of whoever replays, changes or discards them."""
+
+    @property
+    def letters(self) -> list[Letter]: ...
+
+    def attempt(self, changes: Sequence[Change]) -> ReplicationError | None:
+        """Write changes, one after the other, so that they stay if the transaction does; or none of them, and return
+        why. Raises `TransientError`, which is no answer."""
+
+    def remove(self, letters: Sequence[Letter]) -> None: ...
+
+    def change(self, letter: Letter) -> None:
+        """Store the change, cause and remedy of a letter anew."""
 
 
 class Target(Protocol):
@@ -151,6 +182,19 @@ class Target(Protocol):
     def chunks(self) -> dict[tuple[TableId, int], set[int]]:
         """Return the chunks that are loaded of every table that is loading, by table and generation."""
 
+    def waiting(self) -> dict[TableId, Waiting]:
+        """Return what waits in the dead letters, of every table that has any."""
+
+    def letter_counts(self) -> dict[TableId, int]:
+        """Return how many dead letters every table has that has any."""
+
+    def letters(self) -> list[Letter]:
+        """Return all dead letters, in their order."""
+
+    def taken(self, table: TableId) -> AbstractContextManager[Taken]:
+        """Give the letters of a table into somebody's hands for the length of the block, in one transaction: nobody
+        else writes to the table or its letters meanwhile, and who kept in mind what waits gets a `WriteConflict`."""
+
     def make_durable(self) -> None:
         """Return when nothing that was read through this connection can be lost any more by a crash of the target:
         then what it tells of may be forgotten."""
@@ -171,11 +215,13 @@ class Target(Protocol):
         chunk: int,
         rows: int,
         batches: Callable[[], Iterable[bytes]],
+        tray: Tray,
     ) -> int:
         """Write the rows of a chunk and its number in one transaction, and return how many; a chunk that is there
-        is left alone (-1). Chunk `HEAL` replaces and deletes rows by key; any other must have exactly `rows` rows, and
-        may hold a row that an earlier one had too. `batches` may be asked for twice. Raises `WriteConflict` if the
-        table is not loading this generation any more."""
+        is left alone (-1). Chunk `HEAL` replaces and deletes rows by key, and their letters go; any other must have
+        exactly `rows` rows, and may hold a row that an earlier one had too. Rows that are refused are the tray's, and
+        count. `batches` may be asked for twice. Raises `WriteConflict` if the table is not loading this generation any
+        more."""
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
         """Go on with what is made after the load: indexes and unique constraints. Returns soon: True when all is there,
@@ -198,7 +244,8 @@ class Target(Protocol):
     def write(self, batch: Batch) -> None:
         """Carry out a batch in one transaction, whose first statement is the comparison of all that moves. Raises
         `WriteConflict` if any of it is not where it should be, and `TableRefused` if the target refuses what one table
-        has, or does not have what is to be changed."""
+        has, or does not have what is to be changed. Where there are trays, what is in them in the end is stored with
+        the rest; those that sift get the rows that are refused."""
 
     def resume(self, table: TableId) -> bool:
         """Let a failed table go on from where it stopped; return whether it was failed."""

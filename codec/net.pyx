@@ -618,3 +618,70 @@ cdef class Net:
             return found
         finally:
             PyMem_RawFree(scratch.data)
+
+
+def keyed(Layout layout not None, data, visibility=None):
+    cdef bytes block = bytes(data)
+    cdef Reader reader, key, value, before, after, columns, origin
+    cdef Head head
+    cdef Buffer scratch
+    cdef uint8_t* flags = <uint8_t*>PyMem_RawMalloc(layout.width + 1)
+    cdef bint is_keyed = layout.key_width > 0
+    cdef int64_t xmin = 0, xmax = 0
+    cdef list found = []
+    xip = frozenset()
+    if visibility is not None:
+        xmin, xmax, xip = visibility
+    scratch.data = NULL
+    scratch.size = scratch.capacity = 0
+    reader.at = <const uint8_t*>PyBytes_AS_STRING(block)
+    reader.end = reader.at + PyBytes_GET_SIZE(block)
+    try:
+        if flags == NULL:
+            raise MemoryError
+        while reader.at < reader.end:
+            next_frame(&reader, &key, &value)
+            if value.at == NULL or left(&value) < 5 or value.at[0] != 0:
+                malformed(b"a record without magic byte and schema id")
+            if load32(value.at + 1) != layout.id:
+                continue
+            record = PyBytes_FromStringAndSize(<const char*>value.at, left(&value))
+            value.at += 5
+            get_head(&value, &head)
+            if head.op == OP_DEFINE or head.xid < xmin or (head.xid < xmax and head.xid not in xip):
+                continue
+            if head.op == OP_TRUNCATE:
+                found.append((None, None, record))
+                continue
+            get_unchanged(layout, &value, flags)
+            before.at = before.end = after.at = after.end = NULL
+            if get_branch(&value):
+                before.at = value.at
+                skip_row(layout, &value)
+                before.end = value.at
+            if get_branch(&value):
+                after.at = value.at
+                after.end = value.end
+            if is_keyed:
+                if key.at == NULL or left(&key) < 5:
+                    malformed(b"a change without key of a table with one")
+                key.at += 5
+                origin = key
+                if head.op == OP_UPDATE and before.at != NULL:
+                    columns = before
+                    scratch.size = 0
+                    key_of_row(layout, &columns, &scratch)
+                    origin.at = scratch.data
+                    origin.end = scratch.data + scratch.size
+            else:
+                key = after if after.at != NULL else before
+                origin = before if before.at != NULL else key
+                if key.at == NULL:
+                    malformed(b"a change without a row")
+            own = PyBytes_FromStringAndSize(<const char*>key.at, left(&key))
+            other = PyBytes_FromStringAndSize(<const char*>origin.at, left(&origin))
+            found.append((own, other if other != own else None, record))
+        return found
+    finally:
+        PyMem_RawFree(scratch.data)
+        PyMem_RawFree(flags)

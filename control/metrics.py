@@ -31,6 +31,8 @@ MetricName = Literal[
     "wal_budget_bytes",
     # Gauge: seconds until it keeps as many as it may, at the rate of the last minute; none while it does not grow.
     "wal_full_seconds",
+    # Counter: changes that went to the dead letters, refused or because they wait behind one that was.
+    "dead_letters",
 ]
 GAUGES = frozenset({"lag_seconds", "lag_bytes", "wal_retained_bytes", "wal_budget_bytes", "wal_full_seconds"})
 RunnerMetric = Literal[

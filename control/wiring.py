@@ -139,7 +139,15 @@ def apply(pipeline: Pipeline, stop: StopSignal, name: str, *, follows: bool) -> 
     def make() -> Iterator[Loop]:
         with opened_log(pipeline) as log:
             target = find_target(settings, pipeline.pipeline)
-            loop = Apply(pipeline.pipeline, log, target, name=settings.name, tables=settings.tables, follows=follows)
+            loop = Apply(
+                pipeline.pipeline,
+                log,
+                target,
+                name=settings.name,
+                tables=settings.tables,
+                follows=follows,
+                policy=pipeline.policies(name),
+            )
             with closing(loop):
                 yield _Counted(loop)
 
@@ -164,6 +172,7 @@ class _Counted:
             "chunks": stats.chunks_loaded,
             "commits": stats.batches + stats.chunks_loaded,
             "tables_failed": stats.failures,
+            "dead_letters": stats.dead_letters,
         }
         if stats.captured_at:
             figures["lag_seconds"] = max(0.0, time.time() - stats.captured_at / 1_000_000)

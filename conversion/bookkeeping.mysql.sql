@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS penstock.tables (
 	remedy TEXT NOT NULL, 
 	stopped_in TEXT NOT NULL, 
 	command BIGINT NOT NULL, 
+	roster BIGINT NOT NULL DEFAULT 0, 
 	updated_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
 	PRIMARY KEY (pipeline, table_schema, table_name)
 );
@@ -56,4 +57,25 @@ CREATE TABLE IF NOT EXISTS penstock.chunks (
 	rows_loaded BIGINT NOT NULL, 
 	loaded_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
 	PRIMARY KEY (pipeline, table_schema, table_name, generation, chunk)
+);
+
+CREATE TABLE IF NOT EXISTS penstock.dead_letters (
+	number BIGINT NOT NULL AUTO_INCREMENT, 
+	pipeline VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	table_schema VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	table_name VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
+	schema_id BIGINT NOT NULL, 
+	op TEXT NOT NULL, 
+	position BIGINT NOT NULL, 
+	xid BIGINT NOT NULL, 
+	ordinal BIGINT NOT NULL, 
+	commit_time BIGINT NOT NULL, 
+	key_text TEXT NOT NULL, 
+	key_bytes LONGBLOB NOT NULL, 
+	origin_bytes LONGBLOB, 
+	row_change LONGBLOB NOT NULL, 
+	cause TEXT NOT NULL, 
+	remedy TEXT NOT NULL, 
+	set_aside_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
+	PRIMARY KEY (number, pipeline)
 );

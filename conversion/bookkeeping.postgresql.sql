@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS penstock.tables (
 	remedy TEXT NOT NULL, 
 	stopped_in TEXT NOT NULL, 
 	command BIGINT NOT NULL, 
+	roster BIGINT DEFAULT 0 NOT NULL, 
 	updated_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL, 
 	PRIMARY KEY (pipeline, table_schema, table_name)
 )
@@ -58,4 +59,25 @@ CREATE TABLE IF NOT EXISTS penstock.chunks (
 	rows_loaded BIGINT NOT NULL, 
 	loaded_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL, 
 	PRIMARY KEY (pipeline, table_schema, table_name, generation, chunk)
+);
+
+CREATE TABLE IF NOT EXISTS penstock.dead_letters (
+	number BIGSERIAL NOT NULL, 
+	pipeline TEXT NOT NULL, 
+	table_schema TEXT NOT NULL, 
+	table_name TEXT NOT NULL, 
+	schema_id BIGINT NOT NULL, 
+	op TEXT NOT NULL, 
+	position BIGINT NOT NULL, 
+	xid BIGINT NOT NULL, 
+	ordinal BIGINT NOT NULL, 
+	commit_time BIGINT NOT NULL, 
+	key_text TEXT NOT NULL, 
+	key_bytes BYTEA NOT NULL, 
+	origin_bytes BYTEA, 
+	row_change BYTEA NOT NULL, 
+	cause TEXT NOT NULL, 
+	remedy TEXT NOT NULL, 
+	set_aside_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL, 
+	PRIMARY KEY (number, pipeline)
 );

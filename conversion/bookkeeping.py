@@ -9,9 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, String, Table, Text, false
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+    text,
+)
 from sqlalchemy.dialects import registry
-from sqlalchemy.dialects.mysql import TIMESTAMP
+from sqlalchemy.dialects.mysql import LONGBLOB, TIMESTAMP
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import CreateSchema, CreateTable, ExecutableDDLElement
@@ -22,6 +35,7 @@ SCHEMA = "penstock"
 
 # MySQL has no keys of unlimited text, and by default compares `A` and `a` as equal.
 NAME = Text().with_variant(String(64, collation="utf8mb4_bin"), "mysql")
+BYTES = LargeBinary().with_variant(LONGBLOB(), "mysql")
 MOMENT = DateTime(timezone=True).with_variant(TIMESTAMP(fsp=6), "mysql")
 
 
@@ -98,6 +112,7 @@ Table(
     _value("remedy", Text),
     _value("stopped_in", Text),
     _value("command", BigInteger),
+    _value("roster", BigInteger, text("0")),
     _value("updated_at", MOMENT, _clock()),
     postgresql_with={"fillfactor": 50, "autovacuum_vacuum_scale_factor": 0.1, "autovacuum_vacuum_threshold": 2000},
 )
@@ -112,6 +127,29 @@ Table(
     _key("chunk", Integer),
     _value("rows_loaded", BigInteger),
     _value("loaded_at", MOMENT, _clock()),
+)
+
+# Letters are few, so what is wanted of them is found without an index.
+Table(
+    "dead_letters",
+    TABLES,
+    Column("number", BigInteger, primary_key=True, autoincrement=True),
+    _key("pipeline"),
+    _value("table_schema", NAME),
+    _value("table_name", NAME),
+    _value("schema_id", BigInteger),
+    _value("op", Text),
+    _value("position", BigInteger),
+    _value("xid", BigInteger),
+    _value("ordinal", BigInteger),
+    _value("commit_time", BigInteger),
+    _value("key_text", Text),
+    _value("key_bytes", BYTES),
+    Column("origin_bytes", BYTES),
+    _value("row_change", BYTES),
+    _value("cause", Text),
+    _value("remedy", Text),
+    _value("set_aside_at", MOMENT, _clock()),
 )
 
 

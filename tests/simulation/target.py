@@ -11,10 +11,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused
+from apply.dead_letters import Bundle, Letter, Refusal, Tray, Waiting, keyed_batch, net_of
+from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused, Taken
 from codec.net import Net
-from codec.rows import decode_batch
-from schemas.errors import ConstraintViolated, GapDetected, LogRewound, TargetUnavailable, WriteConflict
+from codec.rows import decode
+from schemas.errors import (
+    ConstraintViolated,
+    GapDetected,
+    IntegrityError,
+    LogRewound,
+    ReplicationError,
+    RowError,
+    TargetUnavailable,
+    WriteConflict,
+)
 from schemas.frontier import HEAL
 from schemas.record import Op
 from schemas.states import TableState
@@ -23,6 +33,7 @@ from tests.simulation.faults import Faults, Process, Session, T
 from transport.views import Registered
 
 Row = tuple[str | None, ...]
+Refuses = Callable[[Row], bool]
 Place = int | TableId  # a group or a table: what is locked, and changes at once
 
 
@@ -44,9 +55,19 @@ class Held:
     progress: TableProgress
     rows: Rows | None = None
     chunks: frozenset[tuple[int, int]] = frozenset()  # generation and number
+    letters: tuple[Letter, ...] = ()
+    numbered: int = 0  # of the last letter
 
     def copy(self) -> Held:
-        return Held(self.progress, self.rows.copy() if self.rows is not None else None, self.chunks)
+        return replace(self, rows=self.rows.copy() if self.rows is not None else None)
+
+    def store(self, tray: Tray) -> None:
+        """Keep what a tray holds."""
+        clear, letters = tray.take()
+        first = self.numbered + 1
+        self.letters = () if clear else self.letters
+        self.letters += tuple(replace(letter, number=number) for number, letter in enumerate(letters, first))
+        self.numbered += len(letters)
 
 
 @dataclass
@@ -72,6 +93,7 @@ class TargetDatabase:
         self.sessions: list[Session] = []
         self.backups: list[Stored] = []
         self.away = False
+        self.refuses: Refuses = lambda row: False  # as a check constraint does
 
     def restore(self, backup: Stored) -> None:
         """Go back to an earlier state; every connection is lost."""
@@ -226,7 +248,7 @@ class SimulatedTarget:
     def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
         with self._transaction(f"restart {version.table.id}") as transaction:
             held = self._moved(transaction, move)
-            held.rows, held.chunks = Rows(), frozenset()
+            held.rows, held.chunks, held.letters = Rows(), frozenset(), ()
 
     def load(
         self,
@@ -235,6 +257,7 @@ class SimulatedTarget:
         chunk: int,
         rows: int,
         batches: Callable[[], Iterable[bytes]],
+        tray: Tray,
     ) -> int:
         loaded = -1
         with self._transaction(f"load {table.table}/{chunk}") as transaction:
@@ -245,11 +268,33 @@ class SimulatedTarget:
             number = table.generation, chunk
             if number not in held.chunks:
                 assert held.rows is not None
-                loaded = sum(_load(version, held.rows, batch) for batch in batches())
+                loaded = sum(self._load(version, held, batch, tray) for batch in batches())
+                held.store(tray)
                 if chunk != HEAL and loaded != rows:
                     raise GapDetected(f"chunk {chunk} of {table.table} has {loaded} rows instead of {rows}")
                 held.chunks |= {number}
         return loaded
+
+    def _load(self, version: Registered, held: Held, batch: bytes, tray: Tray) -> int:
+        changes = keyed_batch(version.layout, batch)
+        gone = set(tray.forget(changes))
+        held.letters = tuple(letter for letter in held.letters if letter.key not in gone)
+
+        def attempt(some: Sequence[Bundle]) -> Refusal | None:
+            values = [change.change for bundle in some for change in bundle]
+            if any(self._refuses(version, value) for value in values):
+                return Refusal(ConstraintViolated("it is refused"))
+            assert held.rows is not None
+            for value in values:
+                _load(version, held.rows, value)
+            return None
+
+        tray.sift(version.layout, changes, attempt, refused_together=False)
+        return len(changes)
+
+    def _refuses(self, version: Registered, value: bytes) -> bool:
+        row = decode(version.layout, value).after
+        return row is not None and self.database.refuses(row)
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
         return self._call(f"finish {table.table}", lambda: True)
@@ -274,9 +319,61 @@ class SimulatedTarget:
                 self._moved(transaction, table)
             for piece in batch.pieces:
                 for change in () if isinstance(piece, Redefinition) else piece:
-                    rows = transaction.table(change.version.table.id).rows
-                    assert rows is not None
-                    _write(change, rows)
+                    held = transaction.table(change.version.table.id)
+                    assert held.rows is not None
+                    if change.tray is None or not change.tray.sifts:
+                        write(change, held.rows, self.database.refuses)
+                    else:
+                        self._sift(change, change.tray, held)
+                    if change.tray is not None:
+                        held.store(change.tray)
+
+    def _sift(self, change: Change, tray: Tray, held: Held) -> None:
+        if change.net.truncated:
+            held.rows = Rows()
+
+        def attempt(some: Sequence[Bundle]) -> Refusal | None:
+            net = net_of(change.version.layout, (one for bundle in some for one in bundle), binary=False)
+            assert held.rows is not None
+            before = held.rows.copy()
+            try:
+                write(Change(change.version, net, change.exact), held.rows, self.database.refuses)
+            except TableRefused as refused:
+                held.rows = before
+                if not isinstance(refused.cause, RowError):
+                    raise
+                return Refusal(refused.cause)
+            return None
+
+        tray.sift(change.version.layout, change.sifted, attempt, refused_together=False)
+
+    # ------------------------------------------------------------------------------------------ dead letters
+
+    def waiting(self) -> dict[TableId, Waiting]:
+        def read() -> dict[TableId, Waiting]:
+            found: dict[TableId, Waiting] = {}
+            for table, held in self.database.stored.tables.items():
+                for letter in held.letters:
+                    found.setdefault(table, Waiting()).add(letter)
+            return found
+
+        return self._call("read what waits", read)
+
+    def letter_counts(self) -> dict[TableId, int]:
+        return {table: found.letters for table, found in self.waiting().items()}
+
+    def letters(self) -> list[Letter]:
+        return [letter for held in self.database.stored.tables.values() for letter in held.letters]
+
+    @contextmanager
+    def taken(self, table: TableId) -> Iterator[Taken]:
+        with self._transaction(f"take the letters of {table}") as transaction:
+            group = transaction.table(table).progress.group
+            progress = transaction.group(group)
+            transaction.groups[group] = progress._replace(roster=progress.roster + 1)
+            held = transaction.table(table)
+            held.progress = replace(held.progress, roster=held.progress.roster + 1)
+            yield TakenLetters(held, self.database.refuses)
 
     def _moved(self, transaction: Transaction, move: TableMove) -> Held:
         held = transaction.table(move.progress.table)
@@ -298,6 +395,36 @@ class SimulatedTarget:
             self._session.end()
 
 
+@dataclass
+class TakenLetters:
+    """The letters of one table in the midst of a transaction."""
+
+    held: Held
+    refuses: Refuses
+
+    @property
+    def letters(self) -> list[Letter]:
+        return list(self.held.letters)
+
+    def attempt(self, changes: Sequence[Change]) -> ReplicationError | None:
+        assert self.held.rows is not None
+        rows = self.held.rows.copy()
+        try:
+            for change in changes:
+                write(change, rows, self.refuses)
+        except TableRefused as refused:
+            return refused.cause
+        self.held.rows = rows
+        return None
+
+    def remove(self, letters: Sequence[Letter]) -> None:
+        gone = {letter.number for letter in letters}
+        self.held.letters = tuple(letter for letter in self.held.letters if letter.number not in gone)
+
+    def change(self, letter: Letter) -> None:
+        self.held.letters = tuple(letter if old.number == letter.number else old for old in self.held.letters)
+
+
 def _at(progress: Progress) -> tuple[object, ...]:
     """Return what PostgreSQL's target compares of a group."""
     return progress.offset, progress.epoch, progress.roster
@@ -311,27 +438,26 @@ def _standing(progress: TableProgress) -> tuple[object, ...]:
         progress.progress.offset,
         progress.progress.epoch,
         progress.command,
+        progress.roster,
     )
 
 
-def _load(version: Registered, rows: Rows, batch: bytes) -> int:
-    """Carry out one batch of a chunk. A row may be there already, if it was read in two snapshots."""
+def _load(version: Registered, rows: Rows, value: bytes) -> None:
+    """Carry out one row of a chunk. It may be there already, if it was read in two snapshots."""
     key = version.table.key
-    changes = decode_batch(version.layout, batch)
-    for change in changes:
-        row = change.before if change.after is None else change.after
-        assert row is not None
-        place = tuple(row[i] for i in key)
-        if not key:
-            rows.counted[row] += 1
-        elif change.op == Op.DELETE:
-            rows.keyed.pop(place, None)
-        else:
-            rows.keyed[place] = row
-    return len(changes)
+    change = decode(version.layout, value)
+    row = change.before if change.after is None else change.after
+    assert row is not None
+    place = tuple(row[i] for i in key)
+    if not key:
+        rows.counted[row] += 1
+    elif change.op == Op.DELETE:
+        rows.keyed.pop(place, None)
+    else:
+        rows.keyed[place] = row
 
 
-def _write(change: Change, rows: Rows) -> None:
+def write(change: Change, rows: Rows, refuses: Refuses) -> None:
     """Carry out net changes, as exactly as the source's own: what must be there and is not refuses the table."""
     table, net, exact = change.version.table, change.net, change.exact
     if net.truncated:
@@ -342,10 +468,11 @@ def _write(change: Change, rows: Rows) -> None:
             if op in {Op.UPDATE, Op.DELETE}:
                 assert before is not None
                 if not rows.counted[before]:
-                    raise TableRefused(table.id, ConstraintViolated(f"there is no row {before}"))
+                    raise TableRefused(table.id, IntegrityError(f"there is no row {before}"))
                 rows.counted -= Counter([before])
             if op in {Op.INSERT, Op.READ, Op.UPDATE}:
                 assert after is not None
+                _require_accepted(table.id, [after], refuses)
                 rows.counted[after] += 1
         return
     width = len(table.columns)
@@ -355,17 +482,23 @@ def _write(change: Change, rows: Rows) -> None:
             origin = row[width:]
             was = rows.keyed.get(origin)
             if was is None:
-                raise TableRefused(table.id, ConstraintViolated(f"there is no row {origin} to take values from"))
+                raise TableRefused(table.id, IntegrityError(f"there is no row {origin} to take values from"))
             whole = tuple(was[i] if i in blank else row[i] for i in range(width))
             written[tuple(whole[i] for i in table.key)] = whole
     for row in _texts(net.rows()[1]):
         place = tuple(row[i] for i in table.key)
         if exact and net.insert_only and place in rows.keyed:
-            raise TableRefused(table.id, ConstraintViolated(f"row {place} is there already"))
+            raise TableRefused(table.id, IntegrityError(f"row {place} is there already"))
         written[place] = row
+    _require_accepted(table.id, written.values(), refuses)
     for place in _texts(net.deletes()[1]):
         rows.keyed.pop(place, None)
     rows.keyed.update(written)
+
+
+def _require_accepted(table: TableId, rows: Iterable[Row], refuses: Refuses) -> None:
+    if any(map(refuses, rows)):
+        raise TableRefused(table, ConstraintViolated("a row is refused"))
 
 
 def _texts(data: bytes) -> Iterator[Row]:

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from apply.dead_letters import bundles
 from apply.loop import Apply, Limits
+from apply.replay import changes_of, replay
+from apply.target import TableRefused
 from capture.loop import Capture, CaptureService
 from capture.tables import TableVersions
 from control import trimmer
 from control.trimmer import Trimmer
-from schemas.errors import IntegrityError, LogRewound, TransientError
+from schemas.errors import IntegrityError, LogRewound, ReplicationError, TransientError
 from schemas.frontier import (
     Admitted,
     Claim,
@@ -31,7 +34,7 @@ from schemas.frontier import (
     Setup,
     SnapshotTaken,
 )
-from schemas.pipeline import Pipeline
+from schemas.pipeline import OnRowError, Pipeline, TablePolicy
 from schemas.record import decode_control, encode_control
 from schemas.states import STOPPED, TableState
 from schemas.table import Identity, TableId
@@ -49,11 +52,11 @@ from tests.simulation.source import (
     row_of,
     table_of,
 )
-from tests.simulation.target import Held, Row, Rows, SimulatedTarget, Stored, TargetDatabase
+from tests.simulation.target import Held, Row, Rows, SimulatedTarget, Stored, TargetDatabase, write
 from transport.log import Partition
 from transport.memory import MemoryLog
 from transport.topics import Topics
-from transport.views import TableChunks
+from transport.views import TableChunks, Tables
 
 TURNS_TO_END = 4_000
 """After the last fault and the last change; who needs more hangs."""
@@ -139,6 +142,15 @@ class World:
             table = trims.choice("ab")
             self.later.append((first, lambda: self.choose("t1", everything - {table})))
             self.later.append((then, lambda: self.choose("t1", everything)))
+
+        letters = random.Random(seed * 3 + 17)
+        self.sets_aside = letters.random() < 0.4
+        if self.sets_aside:
+            modulus = letters.choice([2, 3, 9])
+            for number, target in enumerate(self.targets):
+                target.refuses = partial(_is_refused, modulus + number)
+            for _ in range(letters.randint(0, 3)):
+                self.later.append((int(letters.random() * self.turns), self.replay))
 
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
@@ -242,9 +254,32 @@ class World:
             SimulatedTarget(target, process, self.faults),
             name=target.name,
             tables=tuple(f"{SCHEMA}.{table}" for table in sorted(self.chosen[target.name])),
+            policy=lambda table: SETS_ASIDE if self.sets_aside else TablePolicy(),
             clock=self.monotonic,
             limits=LIMITS,
         )
+
+    def replay(self) -> None:
+        """Let somebody replay all dead letters; what may happen to a service may happen to him."""
+        for target in self.targets:
+            if not target.stored.tables:
+                continue
+            operator = Process("operator", self.started["operator"])
+            self.started["operator"] += 1
+            operator.busy = True
+            connection = SimulatedTarget(target, operator, self.faults)
+            try:
+                connection.open(self.log.identity())
+                with self.log.reader() as reader:
+                    versions = Tables(reader, self.topics)
+                    for table, held in list(target.stored.tables.items()):
+                        if held.progress.state not in STOPPED:
+                            replay(connection, table, versions.by_schema)
+            except (Killed, TransientError) as error:
+                if self.trace is not None:
+                    self.trace(f"  {operator.name} ends: {type(error).__name__}: {error}")
+            finally:
+                operator.die()
 
     def sleep(self, seconds: float) -> None:
         """Nobody sleeps: time goes on by itself."""
@@ -282,9 +317,9 @@ class World:
         r = self.rng
         self.turn += 1
         self.clock += r.random() * 0.2
-        for due in [entry for entry in self.later if entry[0] <= self.turn]:
-            self.later.remove(due)
-            due[1]()
+        while due := [entry for entry in self.later if entry[0] <= self.turn]:
+            self.later.remove(due[0])
+            due[0][1]()
         if not self.ending:
             if r.random() < 0.5:
                 self.database.work()
@@ -593,7 +628,7 @@ class World:
                 position = target.stored.groups[progress.group].position
                 if position >= len(self.database.states):
                     raise Violated(f"I2: {target.name}: {table} is at {position}, which the source never reached")
-                self._equal("I2", target, table, held.rows, position)
+                self._equal("I2", target, table, held, position)
 
     def _obeys(self, target: TargetDatabase, table: TableId, held: Held) -> None:
         """Ask whether a table is as the commands that were carried out for it say, and rests while it is stopped."""
@@ -620,12 +655,28 @@ class World:
             if rows != held.rows:
                 raise Violated(f"I5: {target.name}: {table} is {stopped}, and goes on")
 
-    def _equal(self, invariant: str, target: TargetDatabase, table: TableId, rows: Rows | None, position: int) -> None:
+    def _equal(self, invariant: str, target: TargetDatabase, table: TableId, held: Held, position: int) -> None:
+        """The rows, with what waits carried out as if nothing were refused, are the source's; and rows that are refused
+        are not among them."""
         shape = self.database.shape[table.name]
         wanted = [row_of(shape.keyed, key, value) for key, value in self.database.states[position][table.name].items()]
-        found: list[Row] = []
-        if rows is not None:
-            found = list(rows.keyed.values()) if shape.keyed else list(rows.counted.elements())
+        rows = held.rows or Rows()
+        if any(target.refuses(row) for row in [*rows.keyed.values(), *rows.counted]):
+            raise Violated(f"{invariant}: {target.name}: {table} has a row that is refused")
+        if held.letters:
+            with self.log.reader() as reader:
+                versions = Tables(reader, self.topics)
+                versions.refresh()
+                rows = rows.copy()
+                for bundle in bundles(held.letters):
+                    try:
+                        for change in changes_of(bundle, versions.by_schema):
+                            write(change, rows, lambda row: False)
+                    except (TableRefused, ReplicationError) as error:
+                        raise Violated(
+                            f"{invariant}: {target.name}: {table}: a letter does not fit: {error}"
+                        ) from error
+        found = list(rows.keyed.values()) if shape.keyed else list(rows.counted.elements())
         if Counter(found) != Counter(wanted):
             raise Violated(
                 f"{invariant}: {target.name}: {table} at {position} is {sorted(map(repr, found))}, not"
@@ -673,15 +724,31 @@ class World:
             }
             raise Violated(f"it never ends: {where}, the source is at {len(self.database.log)}")
         for target in self.targets:
+            target.refuses = lambda row: False
+        self.replay()
+        for target in self.targets:
             for table, held in target.stored.tables.items():
-                if held.progress.state is TableState.LIVE:
-                    self._equal("I1", target, table, held.rows, len(self.database.log))
+                if held.progress.state is not TableState.LIVE:
+                    continue
+                if held.letters:
+                    raise Violated(f"{target.name}: {table} has dead letters left: {held.letters}")
+                self._equal("I1", target, table, held, len(self.database.log))
 
 
 TRIM_LIMITS = trimmer.Limits(most_frontiers=3, look_every=0.5)
 # As if there were never room enough.
 PRESSED = trimmer.Limits(full_from=0.0, look_full_every=0.5, sweep_from=0.0, still=3.0)
 LIMITS = Limits(batch_records=6, batch_frontiers=3, piece_bytes=400)
+
+SETS_ASIDE = TablePolicy(on_row_error=OnRowError.SET_ASIDE)
+
+
+def _is_refused(modulus: int, row: Row) -> bool:
+    """Whether a target's constraint refuses a row, by its small column."""
+    small = row[-2]
+    assert small is not None
+    return int(small[1:]) % modulus == 1
+
 
 TROUBLES = (
     World.some_is_killed,

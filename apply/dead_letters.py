@@ -1,0 +1,319 @@
+"""Dead letters: changes of rows that a target refused, whole and in order, and whatever waits behind them.
+
+A letter is one change as the log has it. It is stored in the target in the same transaction as the progress that passes
+it, so it is there exactly once, like a row. As long as a key has a letter nothing is applied under that key: what comes
+later becomes a letter too, behind the others. A change that gives a row another key touches both, so both are blocked,
+and what was set aside by one blocks the other. So the target is always the source but for the blocked keys, of which it
+has what it had before the first of their letters. What is emptied at the source has no letters any more: they are about
+rows that are gone.
+
+A table without key has whole rows for keys: what changes or deletes a row that waits, waits too.
+
+Which rows of many are refused is found by `sift`: the changes are divided into bundles that have no key in common, and
+so do not depend on each other, and these are tried in ever smaller parts. What is accepted on the way stays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+from apply.target import TableRefused
+from codec.frames import pack
+from codec.layout import Layout
+from codec.net import Net, keyed
+from codec.rows import Head, decode_batch, decode_key, encode, head
+from schemas.errors import GapDetected, RowError, SchemaUnsupported
+from schemas.record import key_schema_id, schema_id_of
+from schemas.table import Table, TableId
+
+Visibility = tuple[int, int, frozenset[int]]
+
+MOST_REFUSED = 500
+"""Rows of one batch: of more than that it is not the rows that are wrong."""
+
+MOST_LETTERS = 10_000
+"""Of one table: their keys are kept in mind, and whoever replays them reads them all."""
+
+PARTS = 16
+"""Into so many parts is divided what was refused: few, and much is written again; many, and each is a round trip."""
+
+REPLAY = "mend the cause, then `penstock dead-letters replay`"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """One change that was set aside."""
+
+    table: TableId
+    key: bytes
+    origin: bytes | None  # the key before the change, if it was another
+    change: bytes  # the record as the log has it
+    cause: str = ""  # empty: it waits behind another
+    remedy: str = ""
+    number: int = 0  # their order; given by the target
+    at: int = 0  # microseconds since 1970, when it was set aside; given by the target
+
+    @property
+    def schema_id(self) -> int:
+        return schema_id_of(self.change)
+
+    @property
+    def head(self) -> Head:
+        return head(self.change)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """What a worker keeps in mind of the letters of one table."""
+
+    keys: set[bytes] = field(default_factory=set)
+    letters: int = 0
+    schema_ids: set[int] = field(default_factory=set)
+
+    def copy(self) -> Waiting:
+        return Waiting(set(self.keys), self.letters, set(self.schema_ids))
+
+    def add(self, letter: Letter) -> None:
+        self.keys.add(letter.key)
+        if letter.origin is not None:
+            self.keys.add(letter.origin)
+        self.letters += 1
+        self.schema_ids.add(letter.schema_id)
+
+
+class Keyed(NamedTuple):
+    """A change and what it touches; see `codec.net.keyed`."""
+
+    key: bytes
+    origin: bytes | None
+    change: bytes
+
+
+class _Touching(Protocol):
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def origin(self) -> bytes | None: ...
+
+
+C = TypeVar("C", bound=_Touching)
+Bundle = Sequence[Keyed]
+
+
+def bundles(changes: Iterable[C]) -> list[list[C]]:
+    """Divide changes into those that hang together by their keys, each in order, and in the order of their firsts."""
+    found: dict[bytes, list[tuple[int, C]]] = {}
+    keys: dict[int, list[bytes]] = {}  # of each bundle, by identity
+    for place, change in enumerate(changes):
+        mine = found.get(change.key)
+        if mine is None:
+            mine = found[change.key] = []
+            keys[id(mine)] = [change.key]
+        if change.origin is not None:
+            other = found.get(change.origin)
+            if other is None:
+                found[change.origin] = mine
+                keys[id(mine)].append(change.origin)
+            elif other is not mine:
+                if len(other) > len(mine):
+                    mine, other = other, mine
+                mine += other
+                moved = keys.pop(id(other))
+                keys[id(mine)] += moved
+                found |= dict.fromkeys(moved, mine)
+        mine.append((place, change))
+    parts = {id(bundle): bundle for bundle in found.values()}
+    ordered = sorted((sorted(bundle, key=lambda entry: entry[0]) for bundle in parts.values()), key=lambda b: b[0][0])
+    return [[change for _, change in bundle] for bundle in ordered]
+
+
+class Refusal(NamedTuple):
+    """Why the target did not take some bundles; `collides`: another row was in the way, perhaps one of theirs."""
+
+    error: RowError
+    collides: bool = False
+
+
+Attempt = Callable[[Sequence[Bundle]], Refusal | None]
+"""Write bundles so that they stay, or leave no trace of them and say why."""
+
+
+def sift(found: Sequence[Bundle], attempt: Attempt, *, refused_together: bool) -> Iterator[tuple[Bundle, RowError]]:
+    """Write all bundles but those that the target refuses, which are yielded.
+
+    `refused_together` says that all of them at once were refused already. Rows that have exchanged unique values are
+    refused alone, but not together: so what collided is tried again, without what was refused for other reasons, as
+    long as that helps.
+    """
+    collided: list[tuple[Bundle, RowError]] = []
+    for bundle, refusal in _refused(found, attempt, refused_together=refused_together):
+        if not refusal.collides:
+            yield bundle, refusal.error
+            continue
+        collided.append((bundle, refusal.error))
+        if len(collided) > MOST_REFUSED:
+            yield from collided
+    before = -1
+    while len(collided) not in (before, 0):
+        before = len(collided)
+        if attempt([bundle for bundle, _ in collided]) is None:
+            return
+        if before > 1:
+            collided = [(bundle, error) for bundle, error in collided if attempt([bundle]) is not None]
+    yield from collided
+
+
+def _refused(found: Sequence[Bundle], attempt: Attempt, *, refused_together: bool) -> Iterator[tuple[Bundle, Refusal]]:
+    if not refused_together or len(found) == 1:
+        refusal = attempt(found)
+        if refusal is None:
+            return
+        if len(found) == 1:
+            yield found[0], refusal
+            return
+    step = -(-len(found) // PARTS)
+    for at in range(0, len(found), step):
+        yield from _refused(found[at : at + step], attempt, refused_together=False)
+
+
+class Tray:
+    """What becomes a dead letter of one table in one transaction of the target.
+
+    With `keeps` a refused row is set aside; otherwise it stops the table, which then says which row it was. With
+    `sifts` the changes are kept in mind one by one, as is done when some of them were refused together.
+    """
+
+    def __init__(self, table: TableId, waiting: Waiting, *, keeps: bool, sifts: bool, where: str = "") -> None:
+        self.table, self.keeps, self.sifts, self._where = table, keeps, sifts, where
+        self.waiting = waiting.copy()  # as it is once the transaction is committed
+        self.found = frozenset(waiting.keys)  # as it was before
+        self.refused: list[Letter] = []  # the first letter of each row that was refused here, for people
+        self.added = 0  # letters
+        self.cleared = 0  # letters that are gone, because the table was emptied
+        self._letters: list[Letter] = []
+        self._clear = False
+
+    def divide(
+        self,
+        layout: Layout,
+        data: bytes,
+        visibility: Visibility | None,
+        epoch: int | None,
+        changes: list[Keyed],
+    ) -> bytes:
+        """Return what of a block is to be applied now, without what `visibility` shows already, and what is other
+        tables'; what has to wait is kept here. Where the rows are sifted they are added to `changes`, too, which then
+        holds all since the last TRUNCATE."""
+        goes: list[tuple[bytes | None, bytes]] = []
+        prefix = _key_prefix(layout)
+        for key, origin, change in keyed(layout, data, visibility):
+            if key is None:
+                self._empty()
+                changes.clear()
+                goes = [(None, change)]
+            elif key in self.waiting.keys or origin in self.waiting.keys:
+                if epoch is not None and (found := head(change).epoch) != epoch:
+                    raise GapDetected(f"a change of epoch {found} among those of epoch {epoch}")
+                self._put(Letter(self.table, key, origin, change))
+            else:
+                goes.append((prefix + key if prefix else None, change))
+                if self.sifts:
+                    changes.append(Keyed(key, origin, change))
+        return pack(goes)
+
+    def _empty(self) -> None:
+        self.cleared += self.waiting.letters - self.added
+        self.added = 0
+        self.waiting = Waiting()
+        self._letters.clear()
+        self.refused.clear()
+        self._clear = True
+
+    def _put(self, letter: Letter) -> None:
+        self._letters.append(letter)
+        self.waiting.add(letter)
+        self.added += 1
+        if self.waiting.letters > MOST_LETTERS:
+            raise TableRefused(
+                self.table,
+                SchemaUnsupported(
+                    f"more than {MOST_LETTERS} changes would wait in the dead letters",
+                    remedy=f"{REPLAY}, or discard them; then resume the table",
+                ),
+            )
+
+    def forget(self, changes: Iterable[Keyed]) -> list[bytes]:
+        """Let those letters go that were there and whose keys are read anew; return these keys."""
+        return sorted({change.key for change in changes} & self.found)
+
+    def sift(self, layout: Layout, changes: Sequence[Keyed], attempt: Attempt, *, refused_together: bool) -> None:
+        """Write changes but for what the target refuses. Raises `TableRefused` for that, if it is not to be kept or too
+        much."""
+        for bundle, error in sift(bundles(changes), attempt, refused_together=refused_together):
+            where = self._place(layout, bundle)
+            if not self.keeps:
+                raise TableRefused(self.table, type(error)(f"{error}; {where}", remedy=error.remedy)) from error
+            if len(self.refused) == MOST_REFUSED:
+                raise TableRefused(
+                    self.table,
+                    type(error)(
+                        f"more than {MOST_REFUSED} rows of one batch were refused; one of them: {error}; {where}",
+                        remedy=error.remedy,
+                    ),
+                ) from error
+            letters = [Letter(self.table, *change, str(error), error.remedy) for change in bundle]
+            self.refused.append(letters[-1])
+            for letter in letters:
+                self._put(letter)
+
+    def _place(self, layout: Layout, bundle: Bundle) -> str:
+        """Say which row it is, without more of its values than its key."""
+        found = head(bundle[-1].change)
+        where = self._where or f"position {found.position}, transaction {found.xid}"
+        return f"the row with key {key_text(layout, bundle[-1].key)}, {where}" if layout.key else f"a row, {where}"
+
+    def take(self) -> tuple[bool, list[Letter]]:
+        """Hand over what is to be stored, in the order of the source: whether all letters before go, and the new ones.
+
+        A row that is refused may have been changed before another that waits came to its key.
+        """
+        clear, letters = self._clear, self._letters
+        self._clear, self._letters = False, []
+        if not self._where:
+            letters.sort(key=lambda letter: (letter.head.position, letter.head.ordinal))
+        return clear, letters
+
+
+def net_of(layout: Layout, changes: Iterable[Keyed | Letter], *, binary: bool) -> Net:
+    """Fold changes of one version of a table."""
+    net = Net(layout, binary=binary)
+    prefix = _key_prefix(layout)
+    net.add(pack([(prefix + change.key if prefix else None, change.change) for change in changes]))
+    return net
+
+
+def keyed_batch(layout: Layout, value: bytes) -> list[Keyed]:
+    """Return the rows of a batch value as records of their own. Costs far more a row than to write them."""
+    framed = pack([encode(layout, change) for change in decode_batch(layout, value)])
+    return [Keyed(key, origin, change) for key, origin, change in keyed(layout, framed) if key is not None]
+
+
+def _key_prefix(layout: Layout) -> bytes:
+    """Return what a record's key begins with; nothing for a table without key."""
+    return b"\0" + key_schema_id(layout.schema_id).to_bytes(4, "big") if layout.key else b""
+
+
+def key_text(layout: Layout, key: bytes) -> str:
+    """Return a letter's key for people: a JSON array of the columns' canonical texts; nothing for a table without
+    key."""
+    prefix = _key_prefix(layout)
+    return json.dumps(list(decode_key(layout, prefix + key)), ensure_ascii=False) if prefix else ""
+
+
+def key_columns(table: Table) -> list[tuple[int, str]]:
+    """Return what a table's keys are made of: those of other versions can be compared only if it is the same."""
+    places = table.key or range(len(table.columns))
+    return [(table.columns[place].number, table.columns[place].kind.name) for place in places]
