@@ -144,6 +144,7 @@ REFUSED = re.compile(
 NO_DATABASE = re.compile(r"database \".*\" does not exist")
 WAL_LEVEL = re.compile(r"requires wal_level >= logical")
 UNREACHABLE = re.compile(r"connection refused|timed? ?out|resolve host|translate host name|unreachable|no route", re.I)
+FULL = re.compile(r"too many clients|too many connections|remaining connection slots")
 POOLER = re.compile(r"unsupported startup parameter")
 NO_TLS = re.compile(r"does not support SSL|invalid sslmode|invalid .* value: ")
 
@@ -211,6 +212,8 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
             return Meaning(Unavailable, "raise max_wal_senders on the source")
         if REFUSED.search(text):
             return CLASSES["28"]
+        if FULL.search(text):
+            return EXACT["53300"]
         if POOLER.search(text):
             return Meaning(ConfigInvalid, POOLER_REMEDY)
         if NO_TLS.search(text):

@@ -117,6 +117,7 @@ def test_states_of_a_source(state: str, message: str, expected: type[Replication
         ('FATAL:  role "u" does not exist', PermissionMissing),
         ('FATAL:  database "d" does not exist', ConfigInvalid),
         ("FATAL:  sorry, too many clients already", TargetUnavailable),
+        ("FATAL:  unsupported startup parameter: replication", ConfigInvalid),
         ("FATAL:  permission denied to start WAL sender", PermissionMissing),
         ("server does not support SSL, but SSL was required", ConfigInvalid),
     ],
