@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -63,6 +63,17 @@ def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Seque
         )
 
 
+def publications_untouched(connection: psycopg.Connection, setup: Setup, before: Mapping[tuple[str, int], str]) -> None:
+    """Raise `PrerequisiteMissing` if somebody altered a publication and put it back: for a while it was another."""
+    now = replication.publication_prints(connection, setup.publications[0])
+    touched = sorted({name for (name, table), mark in before.items() if now.get((name, table), mark) != mark})
+    if touched:
+        raise PrerequisiteMissing(
+            f"publication {', '.join(touched)} was altered while changes were captured, and is as it has to be again",
+            remedy=f"if no rows were changed meanwhile, start again; else they are missing in the stream: {LOAD_AGAIN}",
+        )
+
+
 class Caretaker(threading.Thread):
     """A thread with a connection of its own, so that nothing it waits for holds up the stream.
 
@@ -71,11 +82,17 @@ class Caretaker(threading.Thread):
     """
 
     def __init__(
-        self, url: str, setup: Setup, heartbeat: float, sign_of_life: Callable[[], None], tables: Sequence[Table]
+        self,
+        url: str,
+        setup: Setup,
+        heartbeat: float,
+        sign_of_life: Callable[[], None],
+        tables: Sequence[Table],
+        prints: Mapping[tuple[str, int], str],
     ) -> None:
         super().__init__(name="caretaker", daemon=True)
         self._url, self._setup, self._heartbeat = url, setup, heartbeat
-        self._sign_of_life, self._tables = sign_of_life, tables
+        self._sign_of_life, self._tables, self._prints = sign_of_life, tables, prints
         self._over = threading.Event()
         self._connection: psycopg.Connection | None = None
         self._next_check = self._next_end = self._next_beat = time.monotonic()
@@ -114,6 +131,7 @@ class Caretaker(threading.Thread):
         if now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
             publications_fit(self._connected(), self._setup, self._tables)
+            publications_untouched(self._connected(), self._setup, self._prints)
 
     def _look_for_standbys(self, now: float) -> None:
         """Warn if changes do not come because the source awaits standbys; one that is just restarting is no news."""

@@ -140,6 +140,7 @@ class PostgresSource:
             control = self._catalogue()
             confirmed = self._check(control, after)
             self._relations = Relations(self._tables)
+            prints = replication.publication_prints(control, self._setup.publications[0])
             publications_fit(control, self._setup, self._relations.planned())
             reference = replication.current_snapshot(control).xmax
             self._patiently(
@@ -162,7 +163,8 @@ class PostgresSource:
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()
         heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
-        self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, self._relations.planned())
+        planned = self._relations.planned()
+        self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, planned, prints)
         self._caretaker.start()
 
     def _check(self, control: psycopg.Connection, after: int) -> int:

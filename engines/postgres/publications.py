@@ -31,6 +31,22 @@ select t.pubname, t.schemaname, t.tablename, {columns}, {filtered}
 """Leaves that are published. Lists of columns and filters of rows came with 15."""
 
 
+PRINTS = """
+select p.pubname, 0::int8, p.oid::text || ' ' || p.xmin::text from pg_publication p where p.pubname = any (%(names)s)
+ union all
+select p.pubname, r.prrelid::int8, r.oid::text || ' ' || r.xmin::text
+  from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
+ where p.pubname = any (%(names)s)
+"""
+
+
+def publication_prints(conn: psycopg.Connection, name: str) -> dict[tuple[str, int], str]:
+    """Return a mark of each of the two publications and of each table in them: another one if it was altered, or taken
+    out and put back. What was changed meanwhile is not in the stream, and nothing else tells of it."""
+    rows = ask(conn, PRINTS, names=list(publication_names(name)))
+    return {(publication, table): mark for publication, table, mark in rows}
+
+
 def publication_names(name: str) -> tuple[str, str]:
     """Return the names of the publications: of tables with, and without, a replica identity."""
     return name, f"{name}_keyless"
@@ -63,11 +79,22 @@ def _make(conn: psycopg.Connection, publication: str, publish: str, members: lis
         run(conn, f"drop publication {quote(publication)}")
         exists = False
     if exists:
+        # Only where they differ: whoever watches it would take that for somebody else's hand.
         run(conn, f"alter publication {quote(publication)} set table {listed}")
-        run(conn, f"alter publication {quote(publication)} set ({options})")
+        if _options(conn, publication) != _wanted(publish):
+            run(conn, f"alter publication {quote(publication)} set ({options})")
     else:
         members_clause = f" for table {listed}" if ids else ""
         run(conn, f"create publication {quote(publication)}{members_clause} with ({options})")
+
+
+def _options(conn: psycopg.Connection, publication: str) -> list[bool]:
+    (found,) = ask(conn, PUBLICATIONS, names=[publication])
+    return list(found[2:])
+
+
+def _wanted(publish: str) -> list[bool]:
+    return [operation in publish for operation in ("insert", "update", "delete", "truncate")] + [False]
 
 
 def drop_publications(conn: psycopg.Connection, name: str) -> None:

@@ -17,7 +17,13 @@ from psycopg.pq.abc import PGconn
 from engines.postgres.asking import ask, run
 from engines.postgres.connect import connect, execute, replication, rows
 from engines.postgres.errors import translate, translated
-from engines.postgres.publications import drop_publications, make_publications, publication_names, publication_problems
+from engines.postgres.publications import (
+    drop_publications,
+    make_publications,
+    publication_names,
+    publication_prints,
+    publication_problems,
+)
 from engines.postgres.quoting import literal, quote
 from schemas.errors import TransientError
 from schemas.frontier import Visibility
@@ -34,6 +40,7 @@ __all__ = [
     "lsn_text",
     "make_publications",
     "publication_names",
+    "publication_prints",
     "publication_problems",
     "slot_reader",
     "slot_state",

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from control.wiring import opened_log
 from schemas.errors import LOAD_AGAIN
+from tests import servers
 from tests.fault.conftest import MakeWorld
 from tests.fault.world import Run, World
 
@@ -75,6 +77,22 @@ def test_a_log_that_is_not_what_it_was_is_refused(world: World, tmp_path: Path) 
     # Nobody has done anything about it: with the right log it goes on.
     _replace(log, whole)
     world.finish(None)
+
+
+def test_topics_that_are_gone_are_missed(
+    make_world: MakeWorld, source_db: str, target_db: str, kafka_broker: servers.Kafka
+) -> None:
+    world = make_world(source_db, target_db, f"log: kafka://{kafka_broker.bootstrap}\n", 100)
+    world.begin_traffic(rate=100)
+    run = world.start()
+    world.wait("live tables", world.all_live, run)
+    world.more_commits(20)
+    _stop(run)
+    with opened_log(world.pipeline) as log:
+        log.delete_topics([f"{world.name}.frontier"])
+        _refused(world, "")
+        log.delete_topics([topic.name for topic in log.topics(f"{world.name}.")])
+        _refused(world, "this log is new")
 
 
 def _replace(folder: Path, copy: Path) -> None:

@@ -426,7 +426,7 @@ def test_a_slot_that_was_dropped_says_so_at_the_start_and_while_streaming(world:
     capture = world.capture()
     until(capture, lambda: capture.confirmed > 0)
     replication.drop_slot(world.db, setup.slot)
-    with pytest.raises(PositionLost, match="dropped") as caught:
+    with pytest.raises(PositionLost, match="no replication slot") as caught:
         until(capture, lambda: False)
     assert LOAD_AGAIN in caught.value.remedy
     with pytest.raises(PositionLost, match="no replication slot") as caught:
@@ -482,6 +482,33 @@ def test_a_publication_that_lacks_a_table_stops_capture(world: World) -> None:
     capture.close()
     with pytest.raises(PrerequisiteMissing, match=r"public\.u"):
         until(world.capture(), lambda: False)
+
+
+@pytest.mark.parametrize(
+    "there_and_back",
+    [
+        ("drop table public.t", "add table public.t"),
+        ("set (publish = 'insert')", "set (publish = 'insert, update, delete, truncate')"),
+    ],
+)
+def test_a_publication_that_was_altered_and_put_back_stops_capture(
+    world: World, there_and_back: tuple[str, str]
+) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    world.run("create table public.other (id int)", "alter publication penstock_shop add table public.other")
+    source = capture._source
+    assert isinstance(source, PostgresSource) and source._caretaker is not None
+    source._caretaker._next_check = 0.0
+    until(capture, lambda: source._caretaker is not None and source._caretaker._next_check > 0)
+    for change in there_and_back:
+        world.run(f"alter publication penstock_shop {change}")
+    source._caretaker._next_check = 0.0
+    with pytest.raises(PrerequisiteMissing, match="penstock_shop was altered") as caught:
+        until(capture, lambda: False)
+    assert LOAD_AGAIN in caught.value.remedy
 
 
 def test_a_dropped_table_partition_or_column_is_no_problem_of_the_publications(world: World) -> None:
@@ -571,6 +598,30 @@ def test_a_server_that_says_nothing_any_more_is_a_passing_error(make_postgres: C
             until(capture, lambda: False)
         assert "network" in caught.value.remedy
         os.kill(state.active_pid, signal.SIGCONT)
+        capture.close()
+        world.catch_up(world.capture())
+        assert world.rows("public.t") == world.source_rows("public.t")
+
+
+def test_a_source_without_room_for_a_large_transaction_is_tried_again(
+    make_postgres: Callable[..., PostgresServer],
+) -> None:
+    """It keeps what it decodes of one in files beside the slot; where the first of them belongs, the disk is full."""
+    server = make_postgres(16, conf={"logical_decoding_work_mem": "64kB"})
+    with make_world(server.url()) as world:
+        world.run("create table public.t (id int primary key, b text)")
+        setup = world.prepare()
+        capture = world.capture()
+        until(capture, lambda: capture.confirmed > 0)
+        with world.db.transaction():
+            xid = world.db.execute("select pg_current_xact_id()::text::int8").fetchall()[0][0]
+            segment = replication.wal_insert_lsn(world.db) >> 24 << 24
+            name = f"xid-{xid}-lsn-{replication.lsn_text(segment).replace('/', '-')}.spill"
+            (server.data / "pg_replslot" / setup.slot / name).symlink_to("/dev/full")
+            world.run("insert into public.t select g, repeat('x', 100) from generate_series(1, 5000) g")
+        with pytest.raises(SourceUnavailable, match="No space left on device") as caught:
+            world.catch_up(capture)
+        assert "free disk space" in caught.value.remedy
         capture.close()
         world.catch_up(world.capture())
         assert world.rows("public.t") == world.source_rows("public.t")
