@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from apply.target import TableRefused
 from codec.frames import pack
@@ -64,6 +64,11 @@ class Letter:
     def head(self) -> Head:
         return head(self.change)
 
+    @property
+    def keyed(self) -> tuple[bytes, bytes | None, Letter]:
+        """What it touches, and itself."""
+        return self.key, self.origin, self
+
 
 @dataclass(slots=True)
 class Waiting:
@@ -84,50 +89,39 @@ class Waiting:
         self.schema_ids.add(letter.schema_id)
 
 
-class Keyed(NamedTuple):
-    """A change and what it touches; see `codec.net.keyed`."""
+Keyed = tuple[bytes, bytes | None, bytes]
+"""A change and what it touches; see `codec.net.keyed`. There are many, so it is no object of its own."""
 
-    key: bytes
-    origin: bytes | None
-    change: bytes
-
-
-class _Touching(Protocol):
-    @property
-    def key(self) -> bytes: ...
-    @property
-    def origin(self) -> bytes | None: ...
-
-
-C = TypeVar("C", bound=_Touching)
 Bundle = Sequence[Keyed]
 
+V = TypeVar("V")
 
-def bundles(changes: Iterable[C]) -> list[list[C]]:
+
+def bundles(changes: Sequence[tuple[bytes, bytes | None, V]]) -> list[list[tuple[bytes, bytes | None, V]]]:
     """Divide changes into those that hang together by their keys, each in order, and in the order of their firsts."""
-    found: dict[bytes, list[tuple[int, C]]] = {}
-    keys: dict[int, list[bytes]] = {}  # of each bundle, by identity
-    for place, change in enumerate(changes):
-        mine = found.get(change.key)
-        if mine is None:
-            mine = found[change.key] = []
-            keys[id(mine)] = [change.key]
-        if change.origin is not None:
-            other = found.get(change.origin)
-            if other is None:
-                found[change.origin] = mine
-                keys[id(mine)].append(change.origin)
-            elif other is not mine:
-                if len(other) > len(mine):
-                    mine, other = other, mine
-                mine += other
-                moved = keys.pop(id(other))
-                keys[id(mine)] += moved
-                found |= dict.fromkeys(moved, mine)
-        mine.append((place, change))
-    parts = {id(bundle): bundle for bundle in found.values()}
-    ordered = sorted((sorted(bundle, key=lambda entry: entry[0]) for bundle in parts.values()), key=lambda b: b[0][0])
-    return [[change for _, change in bundle] for bundle in ordered]
+    leads = _leads(changes)
+    found: dict[bytes, list[tuple[bytes, bytes | None, V]]] = {}
+    for change in changes:
+        found.setdefault(_lead(leads, change[0]) if leads else change[0], []).append(change)
+    return list(found.values())
+
+
+def _leads(changes: Sequence[tuple[bytes, bytes | None, V]]) -> dict[bytes, bytes]:
+    """Return, for each key that hangs together with others, one that leads to the one that stands for all of them."""
+    leads: dict[bytes, bytes] = {}
+    for key, origin, _ in changes:
+        if origin is not None:
+            leads[_lead(leads, key)] = _lead(leads, origin)
+    return leads
+
+
+def _lead(leads: dict[bytes, bytes], key: bytes) -> bytes:
+    lead = key
+    while (further := leads.get(lead, lead)) != lead:
+        lead = further
+    if lead != key:
+        leads[key] = lead  # so that the way is short the next time
+    return lead
 
 
 class Refusal(NamedTuple):
@@ -204,25 +198,30 @@ class Tray:
         epoch: int | None,
         changes: list[Keyed],
     ) -> bytes:
-        """Return what of a block is to be applied now, without what `visibility` shows already, and what is other
-        tables'; what has to wait is kept here. Where the rows are sifted they are added to `changes`, too, which then
-        holds all since the last TRUNCATE."""
-        goes: list[tuple[bytes | None, bytes]] = []
-        prefix = _key_prefix(layout)
-        for key, origin, change in keyed(layout, data, visibility):
-            if key is None:
-                self._empty()
-                changes.clear()
-                goes = [(None, change)]
-            elif key in self.waiting.keys or origin in self.waiting.keys:
-                if epoch is not None and (found := head(change).epoch) != epoch:
-                    raise GapDetected(f"a change of epoch {found} among those of epoch {epoch}")
+        """Return what of a block is to be applied now; what has to wait is kept here. What `visibility` shows already,
+        and what is other tables', may be left in. Where rows are sifted, those that are to be applied are added to
+        `changes`, too, which then holds all since the last TRUNCATE."""
+        truncate, found = keyed(layout, data, visibility)
+        if truncate is not None:
+            self._empty()
+            changes.clear()
+        keys = self.waiting.keys
+        if keys:
+            prefix = _key_prefix(layout)
+            goes: list[Keyed] = []
+            for key, origin, change in found:
+                if key not in keys and origin not in keys:
+                    goes.append((key, origin, change))
+                    continue
+                if epoch is not None and (written := head(change).epoch) != epoch:
+                    raise GapDetected(f"a change of epoch {written} among those of epoch {epoch}")
                 self._put(Letter(self.table, key, origin, change))
-            else:
-                goes.append((prefix + key if prefix else None, change))
-                if self.sifts:
-                    changes.append(Keyed(key, origin, change))
-        return pack(goes)
+            before = [] if truncate is None else [(None, truncate)]
+            data = pack([*before, *((prefix + key if prefix else None, change) for key, _, change in goes)])
+            found = goes
+        if self.sifts:
+            changes += found
+        return data
 
     def _empty(self) -> None:
         self.cleared += self.waiting.letters - self.added
@@ -247,7 +246,7 @@ class Tray:
 
     def forget(self, changes: Iterable[Keyed]) -> list[bytes]:
         """Let those letters go that were there and whose keys are read anew; return these keys."""
-        return sorted({change.key for change in changes} & self.found)
+        return sorted({key for key, _, _ in changes} & self.found)
 
     def sift(self, layout: Layout, changes: Sequence[Keyed], attempt: Attempt, *, refused_together: bool) -> None:
         """Write changes but for what the target refuses. Raises `TableRefused` for that, if it is not to be kept or too
@@ -271,9 +270,10 @@ class Tray:
 
     def _place(self, layout: Layout, bundle: Bundle) -> str:
         """Say which row it is, without more of its values than its key."""
-        found = head(bundle[-1].change)
+        key, _, change = bundle[-1]
+        found = head(change)
         where = self._where or f"position {found.position}, transaction {found.xid}"
-        return f"the row with key {key_text(layout, bundle[-1].key)}, {where}" if layout.key else f"a row, {where}"
+        return f"the row with key {key_text(layout, key)}, {where}" if layout.key else f"a row, {where}"
 
     def take(self) -> tuple[bool, list[Letter]]:
         """Hand over what is to be stored, in the order of the source: whether all letters before go, and the new ones.
@@ -287,18 +287,17 @@ class Tray:
         return clear, letters
 
 
-def net_of(layout: Layout, changes: Iterable[Keyed | Letter], *, binary: bool) -> Net:
+def net_of(layout: Layout, changes: Iterable[Keyed], *, binary: bool) -> Net:
     """Fold changes of one version of a table."""
     net = Net(layout, binary=binary)
     prefix = _key_prefix(layout)
-    net.add(pack([(prefix + change.key if prefix else None, change.change) for change in changes]))
+    net.add(pack([(prefix + key if prefix else None, change) for key, _, change in changes]))
     return net
 
 
 def keyed_batch(layout: Layout, value: bytes) -> list[Keyed]:
     """Return the rows of a batch value as records of their own. Costs far more a row than to write them."""
-    framed = pack([encode(layout, change) for change in decode_batch(layout, value)])
-    return [Keyed(key, origin, change) for key, origin, change in keyed(layout, framed) if key is not None]
+    return keyed(layout, pack([encode(layout, change) for change in decode_batch(layout, value)]))[1]
 
 
 def _key_prefix(layout: Layout) -> bytes:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import psycopg
 
@@ -603,8 +604,8 @@ class PostgresTarget:
 
         def attempt(some: Sequence[Bundle]) -> Refusal | None:
             def write() -> None:
-                changes = (change for bundle in some for change in bundle)
-                net = net_of(version.layout, changes, binary=writer.binary and len(some) > DIRECT)
+                binary = writer.binary and len(some) > DIRECT
+                net = net_of(version.layout, chain.from_iterable(some), binary=binary)
                 Work(writer, Change(version, net, exact)).run()
 
             refused = self._attempt(write)

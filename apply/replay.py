@@ -60,7 +60,7 @@ def _pass(
     while True:
         with target.taken(table) as taken:
             # Each time anew: more may have come to wait meanwhile.
-            found = [b for b in bundles(taken.letters) if b[0].number > tried and any(map(chosen, b))][:AT_ONCE]
+            found = [b for b in bundled(taken.letters) if b[0].number > tried and any(map(chosen, b))][:AT_ONCE]
             if not found:
                 return Replayed(applied, refused)
             tried = found[-1][0].number
@@ -87,6 +87,11 @@ def _some(
     return applied
 
 
+def bundled(letters: Sequence[Letter]) -> list[list[Letter]]:
+    """Divide letters into those that hang together by their keys."""
+    return [[letter for _, _, letter in bundle] for bundle in bundles([letter.keyed for letter in letters])]
+
+
 def changes_of(letters: Iterable[Letter], version_of: Callable[[int], Registered]) -> list[Change]:
     """Fold letters, those of one version of the table after those of the one before."""
     changes = []
@@ -94,7 +99,8 @@ def changes_of(letters: Iterable[Letter], version_of: Callable[[int], Registered
         version, of_version = version_of(schema_id), list(group)
         if not version.layout.key:
             of_version = _shortened(version.layout, of_version)
-        changes.append(Change(version, net_of(version.layout, of_version, binary=False)))
+        records = ((letter.key, letter.origin, letter.change) for letter in of_version)
+        changes.append(Change(version, net_of(version.layout, records, binary=False)))
     return changes
 
 

@@ -78,9 +78,9 @@ class Change:
     def add(self, data: bytes, visibility: Visibility | None, epoch: int) -> int:
         """Take the changes of a block but for those that have to wait, and return how many were taken; see
         `codec.net.Net.add`."""
-        if self.tray is None:
-            return self.net.add(data, visibility, epoch)
-        return self.net.add(self.tray.divide(self.version.layout, data, visibility, epoch, self.sifted), None, epoch)
+        if self.tray is not None:
+            data = self.tray.divide(self.version.layout, data, visibility, epoch, self.sifted)
+        return self.net.add(data, visibility, epoch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from bench import changes, latency, load, scale
+from bench import changes, latency, letters, load, scale
 from bench.report import Report
 from bench.stage import Service, Stage, stage
 from bench.workloads import MARK, NARROW, SMALL, WIDE
 
-GROUPS = ("load", "changes", "latency", "scale")
+GROUPS = ("load", "changes", "letters", "latency", "scale")
 
 
 def main() -> int:
@@ -37,9 +37,7 @@ def main() -> int:
             if group in groups:
                 print(f"{group}:", flush=True)
                 try:
-                    {"load": _load, "changes": _changes, "latency": _latency, "scale": _scale}[group](
-                        made, report, options, kafka
-                    )
+                    _MEASURE[group](made, report, options, kafka)
                 finally:  # what was measured before somebody stopped it is kept
                     report.write(options.output, named, shlex.join(["python -m bench", *sys.argv[1:]]).replace("'", ""))
     print(f"written: {options.output}")
@@ -75,6 +73,17 @@ def _changes(made: Stage, report: Report, options: argparse.Namespace, kafka: bo
             (changes.BOTH_KAFKA, changes.NATIVE, 1.2),
         ):
             report.ratio(f"{work}: {ours}", f"{kind}: {ours}", f"{kind}: {theirs}", bar, count=counts[kind])
+
+
+def _letters(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
+    def name(kind: str, refused: bool) -> str:
+        return f"letters: a batch of {letters.BATCH:,} {kind}, {'one row' if refused else 'none'} refused"
+
+    letters.measure(made, lambda kind, refused, took: report.sample(name(kind, refused), took), options.repeats)
+    for kind in letters.KINDS:
+        clean, refused = report.median(name(kind, False)), report.median(name(kind, True))
+        work = f"a batch of {letters.BATCH:,} {kind}, one row refused, beside one without"
+        report.add(work, f"{refused / clean:.2f} times ({refused:.2f} s)", "3", refused <= 3 * clean)
 
 
 def _latency(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
@@ -165,6 +174,8 @@ def _scale(made: Stage, report: Report, options: argparse.Namespace, kafka: bool
 def _rate(report: Report, work: str, rate: float, base: float) -> None:
     report.add(work, f"{rate / base:.2f} ({rate / 1000:.0f} k/s)", "0.85", rate / base >= 0.85)
 
+
+_MEASURE = {"load": _load, "changes": _changes, "letters": _letters, "latency": _latency, "scale": _scale}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -166,9 +166,17 @@ class Stage:
             self.sql(server, "postgres", "checkpoint")
 
     def pipeline(
-        self, source_db: str, target_db: str, tables: list[str], *, kafka: bool, mode: str = "load-and-changes"
+        self,
+        source_db: str,
+        target_db: str,
+        tables: list[str],
+        *,
+        kafka: bool,
+        mode: str = "load-and-changes",
+        target: str = "",
     ) -> Path:
-        """Write the pipeline file of a new pipeline, into a folder of its own."""
+        """Write the pipeline file of a new pipeline, into a folder of its own; `target` are further lines of its
+        target."""
         self._pipelines += 1
         name = f"bench_{self._pipelines}"
         folder = self.folder / name
@@ -178,7 +186,7 @@ class Stage:
         file = folder / "pipeline.yaml"
         file.write_text(
             f"pipeline: {name}\nsource:\n  url: {self.source.url(source_db)}\ntables: [{chosen}]\n{log}mode: {mode}\n"
-            f"targets:\n  - name: copy\n    url: {self.target.url(target_db)}\n    prepare: keep\n"
+            f"targets:\n  - name: copy\n    url: {self.target.url(target_db)}\n    prepare: keep\n{target}"
         )
         return file
 

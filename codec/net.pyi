@@ -100,10 +100,10 @@ def keyed(
     layout: Layout,
     data: bytes | bytearray | memoryview,
     visibility: tuple[int, int, Collection[int]] | None = None,
-) -> list[tuple[bytes | None, bytes | None, bytes]]:
-    """Return, in order, those records of a framed block that `Net.add` would take: the key of each, the one before it
-    if the change had another, and the value.
+) -> tuple[bytes | None, list[tuple[bytes, bytes | None, bytes]]]:
+    """Return those records of a framed block that `Net.add` would take: the last TRUNCATE, if there is one, and all
+    behind it in order, each as the key, the one before the change if it had another, and the value.
 
     Keys are the key's columns without a schema id, so those of different versions of a table are equal if their
-    columns' values are. Of a layout without key the whole row stands for one. A TRUNCATE has none.
+    columns' values are. Of a layout without key the whole row stands for one.
     """

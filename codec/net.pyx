@@ -629,7 +629,7 @@ def keyed(Layout layout not None, data, visibility=None):
     cdef bint is_keyed = layout.key_width > 0
     cdef int64_t xmin = 0, xmax = 0
     cdef list found = []
-    xip = frozenset()
+    xip, truncate = frozenset(), None
     if visibility is not None:
         xmin, xmax, xip = visibility
     scratch.data = NULL
@@ -651,7 +651,8 @@ def keyed(Layout layout not None, data, visibility=None):
             if head.op == OP_DEFINE or head.xid < xmin or (head.xid < xmax and head.xid not in xip):
                 continue
             if head.op == OP_TRUNCATE:
-                found.append((None, None, record))
+                truncate = record
+                found.clear()
                 continue
             get_unchanged(layout, &value, flags)
             before.at = before.end = after.at = after.end = NULL
@@ -681,7 +682,7 @@ def keyed(Layout layout not None, data, visibility=None):
             own = PyBytes_FromStringAndSize(<const char*>key.at, left(&key))
             other = PyBytes_FromStringAndSize(<const char*>origin.at, left(&origin))
             found.append((own, other if other != own else None, record))
-        return found
+        return truncate, found
     finally:
         PyMem_RawFree(scratch.data)
         PyMem_RawFree(flags)

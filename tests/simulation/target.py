@@ -281,7 +281,7 @@ class SimulatedTarget:
         held.letters = tuple(letter for letter in held.letters if letter.key not in gone)
 
         def attempt(some: Sequence[Bundle]) -> Refusal | None:
-            values = [change.change for bundle in some for change in bundle]
+            values = [change for bundle in some for _, _, change in bundle]
             if any(self._refuses(version, value) for value in values):
                 return Refusal(ConstraintViolated("it is refused"))
             assert held.rows is not None

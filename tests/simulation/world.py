@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from apply.dead_letters import bundles
 from apply.loop import Apply, Limits
-from apply.replay import changes_of, replay
+from apply.replay import bundled, changes_of, replay
 from apply.target import TableRefused
 from capture.loop import Capture, CaptureService
 from capture.tables import TableVersions
@@ -668,7 +667,7 @@ class World:
                 versions = Tables(reader, self.topics)
                 versions.refresh()
                 rows = rows.copy()
-                for bundle in bundles(held.letters):
+                for bundle in bundled(held.letters):
                     try:
                         for change in changes_of(bundle, versions.by_schema):
                             write(change, rows, lambda row: False)
