@@ -59,6 +59,11 @@ class World:
         self.setup: Setup | None = None
         self.captures: list[Capture] = []
 
+    def reconnect(self) -> None:
+        """Be connected again after the server went away."""
+        self.db.close()
+        self.db = connect(self.url, role="control", application="test")
+
     def run(self, *statements: str) -> None:
         for statement in statements:
             self.db.execute(statement)

@@ -14,7 +14,6 @@ from capture.loop import Capture
 from capture.postgres import PostgresSource
 from control.servers.postgres import PostgresServer
 from engines.postgres import replication
-from engines.postgres.connect import connect
 from engines.postgres.prerequisites import source_problems
 from schemas.errors import LOAD_AGAIN, PositionLost, SourceUnavailable
 from tests.integration.capture.conftest import World, make_world, until
@@ -25,9 +24,8 @@ MakePostgres = Callable[..., PostgresServer]
 
 def move_to(world: World, server: PostgresServer) -> None:
     """Let the URL lead to another server, as an address that moves with a fail-over does."""
-    world.db.close()
     world.url = server.url()
-    world.db = connect(world.url, role="control", application="test")
+    world.reconnect()
 
 
 def bring_back(server: PostgresServer, copy: Path) -> None:
@@ -127,7 +125,8 @@ def fail_over(world: World, primary: PostgresServer, standby: Standby) -> None:
 
 
 def test_a_fail_over_to_a_standby_that_has_the_slot_goes_on(server: PostgresServer, standby: Standby) -> None:
-    with make_world(server.url()) as world:
+    both = f"127.0.0.1:{server.port},127.0.0.1:{standby.port}"
+    with make_world(f"postgresql://postgres@{both}/postgres?target_session_attrs=read-write") as world:
         before = begin(world)
         assert world.setup is not None
         world.run(f"alter system set synchronized_standby_slots = '{SLOT}'", "select pg_reload_conf()")
@@ -136,9 +135,11 @@ def test_a_fail_over_to_a_standby_that_has_the_slot_goes_on(server: PostgresServ
         for n in range(2, 6):
             world.run(f"insert into public.t values ({n})")
             world.catch_up(before)
-        fail_over(world, server, standby)
+        server.kill()
+        standby.promote()
         with pytest.raises(SourceUnavailable):
             until(before, lambda: False)
+        world.reconnect()
         world.run("insert into public.t values (6)")
         after = world.capture()
         world.catch_up(after)
