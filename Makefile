@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 COMPILED := $(wildcard codec/*.pyx codec/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help build servers check format test matrix simulate demo bench clean
+.PHONY: help build servers check format test matrix fuzz simulate demo bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: servers ## run all tests (ARGS=... is handed to pytest)
 
 matrix: servers ## run what is marked `versions` on every pair of PostgreSQL versions (PAIRS=14-18,17-17 ARGS=...)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m versions --pairs $(or $(PAIRS),all) $(ARGS)
+
+fuzz: build ## fuzz every decoder (ARGS="--seconds N TARGET...", for each)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 simulate: build ## run histories with faults in the simulated world (ARGS="--histories N --seed S --jobs J")
 	@$(BIN)/python -m tests.simulation $(ARGS)
