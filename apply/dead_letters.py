@@ -173,6 +173,14 @@ def _refused(found: Sequence[Bundle], attempt: Attempt, *, refused_together: boo
         yield from _refused(found[at : at + step], attempt, refused_together=False)
 
 
+class Refused(NamedTuple):
+    """A row that was set aside, for people."""
+
+    row: str
+    cause: str
+    position: int
+
+
 class Tray:
     """What becomes a dead letter of one table in one transaction of the target.
 
@@ -184,7 +192,7 @@ class Tray:
         self.table, self.keeps, self.sifts, self._where = table, keeps, sifts, where
         self.waiting = waiting.copy()  # as it is once the transaction is committed
         self.found = frozenset(waiting.keys)  # as it was before
-        self.refused: list[Letter] = []  # the first letter of each row that was refused here, for people
+        self.refused: list[Refused] = []
         self.added = 0  # letters
         self.cleared = 0  # letters that are gone, because the table was emptied
         self._letters: list[Letter] = []
@@ -263,10 +271,9 @@ class Tray:
                         remedy=error.remedy,
                     ),
                 ) from error
-            letters = [Letter(self.table, *change, str(error), error.remedy) for change in bundle]
-            self.refused.append(letters[-1])
-            for letter in letters:
-                self._put(letter)
+            self.refused.append(Refused(where, str(error), head(bundle[-1][2]).position))
+            for change in bundle:
+                self._put(Letter(self.table, *change, str(error), error.remedy))
 
     def _place(self, layout: Layout, bundle: Bundle) -> str:
         """Say which row it is, without more of its values than its key."""

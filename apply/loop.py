@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from apply import commands
 from apply.cohort import Beginning, Cohort, Portion, Span, Wanted
-from apply.dead_letters import Tray, Waiting, key_columns
+from apply.dead_letters import REPLAY, Tray, Waiting, key_columns
 from apply.groups import assign, chunk_share, components
 from apply.target import (
     NOWHERE,
@@ -53,6 +54,7 @@ from transport.log import Log, LogReader, Membership, Partition, Range
 from transport.topics import Topics
 from transport.views import Chunks, Registered, TableChunks, Tables, read_setup, read_trimmed
 
+_TOLD = 5  # refused rows of one transaction that people are told of one by one
 _IMPATIENT = 0.001  # seconds until it is asked again what has been built; doubled as long as nothing has
 
 
@@ -670,7 +672,17 @@ class Apply:
             self._waiting[tray.table] = tray.waiting
         else:
             self._waiting.pop(tray.table, None)
+        self._tell_letters(tray)
+
+    def _tell_letters(self, tray: Tray) -> None:
         self.stats.dead_letters += tray.added
+        tell = partial(self._teller.tell, table=tray.table, target=self._name)
+        for row, cause, position in tray.refused[:_TOLD]:
+            tell(EventKind.ERROR, f"{row}, was set aside: {cause}", remedy=REPLAY, position=position)
+        if len(tray.refused) > _TOLD:
+            tell(EventKind.ERROR, f"{len(tray.refused) - _TOLD} more rows were set aside", remedy=REPLAY)
+        if tray.cleared:
+            tell(EventKind.NOTICE, f"{tray.cleared} dead letters are gone: the table was emptied at the source")
 
     def _visibility(self, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
         """Return what the loaded rows of a table show already, as the transcoder takes it."""
@@ -923,7 +935,7 @@ class Apply:
         if rows >= 0:
             self.stats.chunks_loaded += 1
             self.stats.rows_loaded += rows
-            self.stats.dead_letters += tray.added
+            self._tell_letters(tray)
         self._to_move[progress.table] = None
 
     def _rows_of(self, manifest: Manifest) -> Iterator[bytes]:

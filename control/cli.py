@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec
 
@@ -19,6 +19,8 @@ from control.service import Exit
 from schemas.errors import OperatorError, ReplicationError, TransientError
 
 if TYPE_CHECKING:
+    from control.letters import Chosen, Letters
+    from control.logview import Line
     from schemas.pipeline import Pipeline
 
 P = ParamSpec("P")
@@ -392,6 +394,169 @@ def log(
             print(json.dumps(line.fields) if as_json else line.text, flush=follow)
 
 
+dead_letters = typer.Typer(
+    name="dead-letters",
+    help="Rows that a target refused, and what waits behind them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(dead_letters)
+
+OfTables = Annotated[
+    list[str] | None, typer.Argument(metavar="TABLE…", help="schema.table, with * and ? as wildcards.")
+]
+OfKey = Annotated[
+    str | None,
+    typer.Option("--key", help="Only of this key: its text, or a JSON array of several columns'.", show_default=False),
+]
+OfNumber = Annotated[int, typer.Argument(metavar="NUMBER", help="The letter's number.")]
+Numbered = Annotated[int | None, typer.Option("--number", help="Only the letter of this number.", show_default=False)]
+
+
+@dead_letters.command("list")
+@_told
+def list_letters(
+    file: File, tables: OfTables = None, key: OfKey = None, target: OnTarget = "", as_json: AsJson = False
+) -> None:
+    """Show what was set aside, in order, with the causes.
+
+    \b
+    Example:  penstock dead-letters list pipeline.yaml public.orders
+    """
+    _show_letters(file, as_json, lambda letters, chosen: letters.lines(chosen), tables, key, None, target)
+
+
+@dead_letters.command("show")
+@_told
+def show_letter(file: File, number: OfNumber, target: OnTarget = "", as_json: AsJson = False) -> None:
+    """Show one letter whole, with the values of its row.
+
+    \b
+    Example:  penstock dead-letters show pipeline.yaml 12
+    """
+    _show_letters(file, as_json, lambda letters, chosen: letters.lines(chosen, whole=True), None, None, number, target)
+
+
+@dead_letters.command("replay")
+@_told
+def replay_letters(
+    file: File,
+    tables: OfTables = None,
+    key: OfKey = None,
+    number: Numbered = None,
+    target: OnTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Apply letters, once their cause is mended.
+
+    All of a key go together, in order, with those of other keys that it had. What is refused again stays, with the new
+    cause, and the exit code is then 3. Changes go on meanwhile.
+
+    \b
+    Examples:  penstock dead-letters replay pipeline.yaml
+               penstock dead-letters replay pipeline.yaml public.orders --key 4711
+    """
+    refused = _show_letters(file, as_json, lambda letters, chosen: letters.replay(chosen), tables, key, number, target)
+    if any(line.fields["refused"] for line in refused):
+        raise typer.Exit(Exit.OPERATOR)
+
+
+@dead_letters.command("edit")
+@_told
+def edit_letter(
+    file: File,
+    number: OfNumber,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="COLUMN=VALUE", help="Another value, as text.")
+    ] = None,
+    nulls: Annotated[list[str] | None, typer.Option("--null", metavar="COLUMN", help="No value.")] = None,
+    target: OnTarget = "",
+    as_json: AsJson = False,
+) -> None:
+    """Change columns of a letter's row; `replay` then applies it.
+
+    \b
+    Example:  penstock dead-letters edit pipeline.yaml 12 --set total=0 --null note
+    """
+    from control.letters import Chosen
+
+    pairs = [value.partition("=") for value in values or []]
+    if not (pairs or nulls) or not all(sign for _, sign, _ in pairs):
+        raise typer.BadParameter("give COLUMN=VALUE, or --null COLUMN", param_hint="--set")
+    wanted = {**{name: value for name, _, value in pairs}, **dict.fromkeys(nulls or [])}
+    with _opened_letters(file) as letters:
+        line = letters.edit(Chosen(number=number, target=target), wanted)
+    print(json.dumps(line.fields) if as_json else line.text)
+
+
+@dead_letters.command("discard")
+@_told
+def discard_letters(
+    file: File,
+    tables: OfTables = None,
+    key: OfKey = None,
+    number: Numbered = None,
+    target: OnTarget = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove letters for good: the target does without these changes.
+
+    For rows that were put right at the target by hand. One that is not there stops its table when it is changed again.
+
+    \b
+    Example:  penstock dead-letters discard pipeline.yaml public.orders --key 4711
+    """
+    if not yes:
+        _show_letters(file, False, lambda letters, chosen: letters.lines(chosen), tables, key, number, target)
+        _confirm("Discard all of these?", "nothing is discarded")
+    _show_letters(file, as_json, lambda letters, chosen: letters.discard(chosen), tables, key, number, target)
+
+
+@contextlib.contextmanager
+def _opened_letters(file: Path) -> Iterator[Letters]:
+    from control.letters import Letters
+    from control.wiring import A_LOOK, opened_log
+
+    pipeline = _load(file)
+    with opened_log(pipeline, patience=A_LOOK) as log, contextlib.closing(Letters(pipeline, log)) as letters:
+        yield letters
+
+
+def _show_letters(
+    file: Path,
+    as_json: bool,
+    ask: Callable[[Letters, Chosen], Iterator[Line]],
+    tables: list[str] | None,
+    key: str | None,
+    number: int | None,
+    target: str,
+) -> list[Line]:
+    from control.letters import Chosen
+
+    shown = []
+    with _opened_letters(file) as letters:
+        for line in ask(letters, Chosen(tables or (), key, number, target)):
+            print(json.dumps(line.fields) if as_json else line.text)
+            shown.append(line)
+    if not shown and not as_json:
+        print("there are no such dead letters")
+    return shown
+
+
+def _confirm(question: str, otherwise: str) -> None:
+    """End the command unless somebody agrees."""
+    try:
+        agreed = typer.confirm(question)
+    except typer.Abort:
+        print(f"\npenstock: nobody answers, and {otherwise}; --yes does not ask", file=sys.stderr)
+        raise typer.Exit(Exit.USAGE) from None
+    if not agreed:
+        print(otherwise)
+        raise typer.Exit(Exit.DONE)
+
+
 @app.command()
 @_told
 def drop(
@@ -410,14 +575,7 @@ def drop(
     pipeline = _load(file)
     if not yes:
         print(plan_text(pipeline))
-        try:
-            agreed = typer.confirm("Remove all of this?")
-        except typer.Abort:
-            print("\npenstock: nobody answers, and nothing is removed; --yes does not ask", file=sys.stderr)
-            raise typer.Exit(Exit.USAGE) from None
-        if not agreed:
-            print("nothing is removed")
-            raise typer.Exit(Exit.DONE)
+        _confirm("Remove all of this?", "nothing is removed")
     failed = False
     for done in drop_all(pipeline):
         failed |= bool(done.problem)

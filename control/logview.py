@@ -148,7 +148,9 @@ def _row(offset: int, version: Registered, key: tuple[str, ...] | None, change: 
     if key is not None:
         parts.append("key " + ", ".join(key))
     if change.xid:
-        parts.append(f"tx {change.xid} #{change.ordinal} at {_lsn(change.position)} {_time(change.commit_time)}")
+        parts.append(
+            f"tx {change.xid} #{change.ordinal} at {lsn_text(change.position)} {time_text(change.commit_time)}"
+        )
     if change.before is not None:
         parts.append(f"before {_values(version.table, before, change.before is not None)}")
     if after is not None:
@@ -193,10 +195,10 @@ def _control(offset: int, entry: Any) -> Line:
         shown["objects"] = "…"
     for name in ("at", "commit_time", "captured_at"):
         if isinstance(shown.get(name), int):
-            shown[name] = _time(shown[name])
+            shown[name] = time_text(shown[name])
     for name in ("after", "position"):
         if isinstance(shown.get(name), int):
-            shown[name] = _lsn(shown[name])
+            shown[name] = lsn_text(shown[name])
     text = ", ".join(f"{name} {_short(value)}" for name, value in shown.items() if value not in ("", [], None))
     return Line(f"{offset:>10} {kind}: {text}", {"offset": offset, "kind": kind, **plain})
 
@@ -219,11 +221,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _lsn(position: int) -> str:
+def lsn_text(position: int) -> str:
+    """Return a position as PostgreSQL writes it."""
     return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
-def _time(micros: int) -> str:
+def time_text(micros: int) -> str:
+    """Return a moment in UTC; a dash for none."""
     if not micros:
         return "-"
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(micros // 1_000_000)) + f".{micros % 1_000_000:06d}Z"

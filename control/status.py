@@ -47,6 +47,7 @@ class TableStatus:
     lag: Lag
     error: str = ""
     remedy: str = ""
+    dead_letters: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,16 @@ class TargetView:
             return {}
         try:
             return self._target.chunks()
+        except ReplicationError as error:
+            self._lose(error)
+            return {}
+
+    def letters(self) -> dict[TableId, int]:
+        """Return how many dead letters each table has that has any."""
+        if self._target is None:
+            return {}
+        try:
+            return self._target.letter_counts()
         except ReplicationError as error:
             self._lose(error)
             return {}
@@ -272,6 +283,7 @@ class Collector:
         rows = []
         loading = any(progress.state is TableState.LOADING for progress in tables.values())
         chunks_loaded = view.chunks() if loading else {}
+        letters = view.letters()
         lags = {group: _lag(progress, source, now, bool(error)) for group, progress in groups.items()}
         for version in self._chosen:
             progress = tables.get(version.id)
@@ -305,6 +317,7 @@ class Collector:
                     lag,
                     progress.error,
                     progress.remedy,
+                    letters.get(progress.table, 0),
                 )
             )
         used = {progress.group for progress in tables.values()}

@@ -340,6 +340,8 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
                 f"{row.changes_applied:,}",
                 lag_text(row.lag.seconds, row.lag.bytes, row.lag.where) if row.state not in STOPPED else "",
             )
+            if row.dead_letters:
+                grid.add_row(Text(f"  {row.dead_letters:,} dead letters: `penstock dead-letters list`", style="yellow"))
         if len(ordered) > _TABLES_SHOWN:
             grid.add_row(f"… and {len(ordered) - _TABLES_SHOWN} more")
         parts.append(grid)

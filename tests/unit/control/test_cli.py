@@ -22,6 +22,7 @@ COMMANDS = [
     "log",
     "drop",
 ]
+LETTERS = [f"dead-letters {command}" for command in ("list", "show", "replay", "edit", "discard")]
 ARGUMENTS = {command: ["public.a"] for command in ("pause", "resume", "skip")}
 FILE = "pipeline: p\nsource:\n  url: {url}\ntargets:\n  - name: t\n    url: postgresql://postgres@127.0.0.1:1/t\n{more}"
 URL = "postgresql://u:hunter2secret@127.0.0.1:1/s"
@@ -43,7 +44,7 @@ def test_help_names_every_command_in_a_whole_line(capsys: pytest.CaptureFixture[
     assert penstock("--help") == 0
     shown = capsys.readouterr().out
     lines = {line.split()[0]: line for line in shown.partition("Commands:")[2].splitlines() if line.strip()}
-    assert list(lines) == COMMANDS
+    assert list(lines) == [*COMMANDS, "dead-letters"]
     assert [line for line in lines.values() if not line.endswith(".") or line.endswith("...")] == []
     assert "Exit codes" in shown
 
@@ -54,9 +55,9 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"penstock {project['version']}\n"
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *LETTERS])
 def test_each_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert penstock(command, "-h") == 0
+    assert penstock(*command.split(), "-h") == 0
     assert f"penstock {command} pipeline.yaml" in capsys.readouterr().out
 
 
