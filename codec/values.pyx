@@ -237,6 +237,12 @@ fill_hex_pairs()
 cdef int64_t EPOCH_DAYS = 10957  # from 1970-01-01 to PostgreSQL's 2000-01-01
 cdef int64_t EPOCH_MICROS = 946684800000000
 cdef int64_t DAY_MICROS = 86400000000
+# PostgreSQL's moments, counted from 1970, begin far above what 64 bits can hold, and end 30 years beyond it. Those of
+# the last years are carried as numbers below the first: 2^64 is taken away, and 2 added for both infinities' sake.
+cdef int64_t FIRST_SECOND = -210866803200  # 4714-11-24 BC
+cdef int64_t END_SECOND = 9224318016000  # 294277-01-01
+cdef int64_t END_2000 = 9223371331200000000  # the same in microseconds since 2000
+cdef uint64_t PAST_INFINITIES = 2
 cdef uint64_t NAN64 = 0x7FF8000000000000  # one NaN for all: its sign and payload have no text
 cdef uint32_t NAN32 = 0x7FC00000
 cdef int MAX_SCALE = 16383  # of PostgreSQL's numeric
@@ -601,11 +607,21 @@ cdef int parse_timestamp(const uint8_t* text, size_t size, bint zoned, int colum
         return malformed(b"a timestamp that is not one")
     seconds = days * 86400 + micros / 1000000 - offset
     micros %= 1000000
-    # Written so that nothing overflows; both extremes are taken by the infinities.
-    if seconds > 9223372036854 or seconds < -9223372036854 or (seconds == 9223372036854 and micros >= 775807):
-        return unsupported(column, b"a timestamp beyond 64 bits of microseconds since 1970")
-    value[0] = seconds * 1000000 + micros
+    if seconds < FIRST_SECOND or seconds >= END_SECOND:
+        return unsupported(column, b"a timestamp that PostgreSQL does not have")
+    value[0] = carried(<uint64_t>seconds * 1000000 + <uint64_t>micros, seconds < 0)
     return 0
+
+
+cdef inline int64_t carried(uint64_t micros, bint negative) noexcept:
+    """Return what a record holds of a moment; `micros` since 1970, negative ones as two's complement."""
+    return <int64_t>(micros if negative or micros < <uint64_t>INT64_MAX else micros + PAST_INFINITIES)
+
+
+cdef inline bint is_beyond(int64_t value) noexcept:
+    """Whether a record's number stands for a moment that 64 bits can't hold: its microseconds are
+    `<uint64_t>value - PAST_INFINITIES`."""
+    return value < FIRST_SECOND * 1000000
 
 
 cdef int check_numeric(const uint8_t* text, size_t size) except -1:
@@ -834,9 +850,9 @@ cdef int value_from_binary(int kind, int column, const uint8_t* data, size_t siz
             return malformed(b"a binary value of another length than its type's")
         value = <int64_t>load64(data)
         if value != INT64_MAX and value != INT64_MIN:
-            if value >= INT64_MAX - EPOCH_MICROS:
-                return unsupported(column, b"a timestamp beyond 64 bits of microseconds since 1970")
-            value += EPOCH_MICROS
+            if value < FIRST_SECOND * 1000000 - EPOCH_MICROS or value >= END_2000:
+                return unsupported(column, b"a timestamp that PostgreSQL does not have")
+            value = carried(<uint64_t>value + <uint64_t>EPOCH_MICROS, value < -EPOCH_MICROS)
     elif kind == DATE:
         if size != 4:
             return malformed(b"a binary value of another length than its type's")
@@ -1260,8 +1276,12 @@ cdef int write_number(int kind, int64_t value, Buffer* out) except -1:
     if kind == DATE:
         write_days(out, value, &before_christ)
     else:
-        days = value / DAY_MICROS
-        micros = value % DAY_MICROS
+        if is_beyond(value):
+            days = <int64_t>((<uint64_t>value - PAST_INFINITIES) / <uint64_t>DAY_MICROS)
+            micros = <int64_t>((<uint64_t>value - PAST_INFINITIES) % <uint64_t>DAY_MICROS)
+        else:
+            days = value / DAY_MICROS
+            micros = value % DAY_MICROS
         if micros < 0:
             micros += DAY_MICROS
             days -= 1
@@ -1475,9 +1495,12 @@ cdef int value_to_binary(int kind, int column, Reader* reader, Buffer* out) exce
     else:
         if kind == TIMESTAMP or kind == TIMESTAMPTZ:
             if value != INT64_MAX and value != INT64_MIN:
-                if value <= INT64_MIN + EPOCH_MICROS:
-                    return unsupported(column, b"a timestamp before PostgreSQL's first")
-                value -= EPOCH_MICROS
+                if is_beyond(value):
+                    value = <int64_t>(<uint64_t>value - PAST_INFINITIES - <uint64_t>EPOCH_MICROS)
+                    if value < 0 or value >= END_2000:
+                        return unsupported(column, b"a timestamp that PostgreSQL does not have")
+                else:
+                    value -= EPOCH_MICROS
         put32(out, 8)
         put64(out, <uint64_t>value)
     return 0

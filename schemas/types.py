@@ -22,7 +22,8 @@ class Kind(IntEnum):
     FLOAT64   double         the same
     DATE      int            days since 1970-01-01; INT32 extremes: ±infinity; ISO text, years BC with suffix
     TIME      long           microseconds since midnight, 24:00:00 included
-    TIMESTAMP long           microseconds since 1970-01-01 without zone; INT64 extremes: ±infinity
+    TIMESTAMP long           microseconds since 1970-01-01 without zone; INT64 extremes: ±infinity; a moment after
+                             294247-01-10 04:00:54.775806, which 64 bits can't hold, less 2^64 and plus 2
     TIMESTAMPTZ long         the same, UTC
     BYTES     bytes          \\x and hexadecimal digits
     TEXT      string         itself; enumerations and JSON kept as text included

@@ -68,6 +68,11 @@ def timestamp_text(micros: int, zone: str) -> str:
     return f"{day.removesuffix(' BC')} {clock_text(clock)}{zone}{era}"
 
 
+def carried(micros: int) -> int:
+    """What a record holds of a moment: those that 64 bits can't hold lie behind both infinities, from below."""
+    return micros if micros < INT64_MAX else micros - 2**64 + 2
+
+
 def single(value: float) -> float:
     """The float of 32 bits next to a double, as a double."""
     try:
@@ -129,7 +134,7 @@ def native(kind: int, text: str) -> Native:
     if kind == Kind.TIME:
         return clock_micros(text)
     if kind in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ):
-        return {"infinity": INT64_MAX, "-infinity": INT64_MIN}.get(text) or timestamp_micros(text)
+        return {"infinity": INT64_MAX, "-infinity": INT64_MIN}.get(text) or carried(timestamp_micros(text))
     if kind == Kind.BYTES:
         return bytes.fromhex(text.removeprefix("\\x"))
     return text
@@ -201,7 +206,7 @@ def binary(kind: int, text: str) -> bytes:
         if kind == Kind.DATE and value not in (INT32_MAX, INT32_MIN):
             value -= FROM_1970_TO_2000
         if kind in (Kind.TIMESTAMP, Kind.TIMESTAMPTZ) and value not in (INT64_MAX, INT64_MIN):
-            value -= FROM_1970_TO_2000 * DAY
+            value = timestamp_micros(text) - FROM_1970_TO_2000 * DAY
         size = {Kind.INT16: 2, Kind.INT32: 4, Kind.DATE: 4}.get(Kind(kind), 8)
         return value.to_bytes(size, "big", signed=True)
     return value.encode() if isinstance(value, str) else bytes(value)  # type: ignore[arg-type]

@@ -39,8 +39,10 @@ numerics = st.one_of(
     ),
     st.sampled_from(["NaN", "Infinity", "-Infinity"]),
 )
-first_day, last_day = twin.days_of("4713-01-01 BC"), twin.days_of("294246-12-31")
-days = st.one_of(st.integers(first_day, last_day), st.integers(-800000, 100000))
+first_day, last_day = twin.days_of("4714-11-24 BC"), twin.days_of("294276-12-31")
+days = st.one_of(
+    st.integers(first_day, last_day), st.integers(-800000, 100000), st.integers(last_day - 20000, last_day)
+)
 clocks = st.one_of(st.integers(0, twin.DAY - 1), st.integers(0, 86399).map(lambda s: s * 1000000))
 moments = st.builds(lambda day, clock: day * twin.DAY + clock, days, clocks)
 infinite = st.sampled_from(["infinity", "-infinity"])
