@@ -28,7 +28,7 @@ from apply.postgres_shape import Shape
 from apply.target import Change, TableRefused
 from codec.net import Net
 from engines.postgres.quoting import quote
-from engines.postgres.types import text_of
+from engines.postgres.types import exact_text_of
 from schemas.errors import LOAD_AGAIN, IntegrityError, PermissionMissing, RowError
 from schemas.record import Op
 from schemas.types import Kind
@@ -55,6 +55,7 @@ ROLE_REMEDY = (
 
 COLLISIONS = (psycopg.errors.UniqueViolation, psycopg.errors.ExclusionViolation)
 _NO_EQUALITY = frozenset({114, 142, 600, 601, 602, 603, 604, 628, 718, 194})
+_EQUAL_THOUGH_UNLIKE = frozenset({Kind.OTHER, Kind.TEXT, Kind.NUMERIC, Kind.FLOAT32, Kind.FLOAT64, Kind.JSONB})
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 
@@ -100,11 +101,14 @@ class Stages:
         return len(self._fresh)
 
     def trim(self) -> None:
-        """Drop the stages that were not used for longest, between transactions."""
-        while len(self._kept) > STAGES:
-            name = next(iter(self._kept))
-            self._session.run(f"drop table {quote('pg_temp', name)}")
-            del self._kept[name]
+        """Drop the stages that were not used for longest, between transactions.
+
+        All in one: each transaction that touches one of them makes the server empty all that there are.
+        """
+        if surplus := list(self._kept)[:-STAGES]:
+            self._session.run(f"drop table {', '.join(quote('pg_temp', name) for name in surplus)}")
+            for name in surplus:
+                del self._kept[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ class Writer:
         self.target = shape.only + self.name
         self.binary = version.layout.binary and shape.takes_binary(table)
         self.casts = [column.cast for column in columns]
+        self._key_columns = [columns[place] for place in table.key]
         self.collides = shape.may_collide(frozenset(table.columns[place].name for place in table.key))
         # An identity column that is always generated is taken when a row is inserted, but can't be set.
         self.fixed = any(columns[place].identity == "a" for place in self.rest)
@@ -198,15 +203,22 @@ class Writer:
         A parameter is cast to its type without a length: by a cast a longer value would be cut, so it is refused.
         """
         return " and ".join(
-            f"{name} = ${at}::{self.casts[place]}"
-            for at, (name, place) in enumerate(zip(self.key, self.places, strict=True), first)
+            column.equal(name, f"${at}::{column.cast}")
+            for at, (name, column) in enumerate(zip(self.key, self._key_columns, strict=True), first)
+        )
+
+    def same_key(self, names: Sequence[str]) -> str:
+        """Return the condition that the key of `t` is that of `s` in columns of these names."""
+        return " and ".join(
+            column.equal(f"t.{name}", f"s.{other}")
+            for name, other, column in zip(self.key, names, self._key_columns, strict=True)
         )
 
     def merge(self, source: str) -> str:
         """Return the statement that makes the target's rows those of `source`, and gives back what it did to each."""
         sets = self._sets()
         return (
-            f"merge into {self.target} as t using {source} as s on {self._same_key()}"
+            f"merge into {self.target} as t using {source} as s on {self.same_key(self.key)}"
             f" when matched then {f'update set {sets}' if sets else 'do nothing'}"
             f" when not matched then insert ({self.listed}) overriding system value values ({self._values()})"
             " returning merge_action()"
@@ -215,18 +227,15 @@ class Writer:
     def update(self, source: str) -> str:
         """Return the statement that touches every row of `source` that is there, and makes it the same."""
         if sets := self._sets():
-            return f"update {self.target} as t set {sets} from {source} as s where {self._same_key()}"
-        return f"select from {self.target} as t join {source} as s on {self._same_key()}"
+            return f"update {self.target} as t set {sets} from {source} as s where {self.same_key(self.key)}"
+        return f"select from {self.target} as t join {source} as s on {self.same_key(self.key)}"
 
     def insert_missing(self, source: str) -> str:
-        there = f"select from {self.target} as t where {self._same_key()}"
+        there = f"select from {self.target} as t where {self.same_key(self.key)}"
         return (
             f"insert into {self.name} ({self.listed}) overriding system value"
             f" select {self._values()} from {source} as s where not exists ({there})"
         )
-
-    def _same_key(self) -> str:
-        return " and ".join(f"t.{name} = s.{name}" for name in self.key)
 
     def _sets(self) -> str:
         return ", ".join(f"{self.names[place]} = s.{self.names[place]}" for place in self.rest)
@@ -235,7 +244,7 @@ class Writer:
         return ", ".join(f"s.{name}" for name in self.names)
 
     def delete_from(self, stage: str) -> str:
-        return f"delete from {self.target} as t using {stage} as s where {self._same_key()}"
+        return f"delete from {self.target} as t using {stage} as s where {self.same_key(self.key)}"
 
 
 class Work:
@@ -344,9 +353,10 @@ class Work:
 
     def _change_staged(self) -> None:
         writer = self.writer
-        # As text: keys that are equal to the server may still be different ones, 1.0 and 1.00.
+        # Keys that are equal to the server may still be different ones, 1.0 and 1.00.
         same = " and ".join(
-            f"s.{name}::text = s.{origin}::text" for name, origin in zip(writer.key, writer.origins, strict=True)
+            f"{exact_text_of(f's.{name}')} = {exact_text_of(f's.{origin}')}"
+            for name, origin in zip(writer.key, writer.origins, strict=True)
         )
         for unchanged, count, data in self._folded.partials:
             stage = self._stage_partials(data)
@@ -370,9 +380,7 @@ class Work:
         return stage
 
     def _at_origin(self) -> str:
-        return " and ".join(
-            f"t.{name} = s.{origin}" for name, origin in zip(self.writer.key, self.writer.origins, strict=True)
-        )
+        return self.writer.same_key(self.writer.origins)
 
     def _complete(self, stage: str, unchanged: frozenset[int], where: str, wanted: int) -> None:
         """Fetch what only the target has of staged rows, and put them to those that are written."""
@@ -509,7 +517,7 @@ class Work:
     def _equal(self, row: Sequence[str | None], first: int) -> str:
         """Return the condition that a row is this one; the parameters from `first` on are its values but the nulls.
 
-        `=` can use an index, but some types have none, and to others unlike values are equal: there the text counts.
+        Equality can use an index, but some types have none, and to others unlike values are equal: the text counts.
         """
         writer = self.writer
         found: list[str] = []
@@ -519,14 +527,13 @@ class Work:
             target = writer.shape.columns[column.name]
             name = writer.names[place]
             if value is None:
-                found.append(f"{name} is null")
+                # Of a composite value whose parts are all null "is null" is true, but it is not null.
+                found.append(f"{name} is {'not distinct from ' if column.kind is Kind.OTHER else ''}null")
                 continue
-            if column.kind is Kind.OTHER or target.base in _NO_EQUALITY:
-                found.append(f"{text_of(name)} = ${at}::text")
-            elif column.kind is Kind.NUMERIC:
-                found.append(f"{name} = ${at}::text::{target.cast} and {text_of(name)} = ${at}::text")
-            else:
-                found.append(f"{name} = ${at}::{target.cast}")
+            if column.kind is not Kind.OTHER and target.base not in _NO_EQUALITY:
+                found.append(target.equal(name, f"${at}::text::{target.cast}"))
+            if column.kind in _EQUAL_THOUGH_UNLIKE:
+                found.append(f"{exact_text_of(name)} = ${at}::text")
             at += 1
         return " and ".join(found) or "true"
 

@@ -31,7 +31,8 @@ from pg_constraint f
 where f.contype = 'f' and (f.conrelid = any(%(oids)s::oid[]) or f.confrelid = any(%(oids)s::oid[]))
 """
 
-# A domain is looked through to the type that it rests on at last: that is what is sent.
+# A domain is looked through to the type that it rests on at last: that is what is sent. Types of extensions have the
+# operator that is equality in a schema of their own.
 COLUMNS = """
 with recursive base as (
     select a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attidentity, a.attgenerated, a.attnotnull,
@@ -47,7 +48,15 @@ with recursive base as (
 )
 select b.attrelid::int8, b.attname, b.atttypid::int8, b.atttypmod, format_type(b.atttypid, b.atttypmod), b.oid::int8,
        b.typmod, t.typtype::text, bn.nspname, t.typname, b.attidentity::text, b.attgenerated::text, b.attnotnull,
-       b.atthasdef
+       b.atthasdef,
+       (select opn.nspname
+        from pg_opclass c
+        join pg_am am on am.oid = c.opcmethod and am.amname = 'btree'
+        join pg_amop o on o.amopfamily = c.opcfamily and o.amoplefttype = c.opcintype
+                      and o.amoprighttype = c.opcintype and o.amopstrategy = 3
+        join pg_operator op on op.oid = o.amopopr
+        join pg_namespace opn on opn.oid = op.oprnamespace
+        where c.opcintype = t.oid and c.opcdefault)
 from base b
 join pg_type t on t.oid = b.oid and t.typtype <> 'd'
 join pg_namespace bn on bn.oid = t.typnamespace
@@ -122,11 +131,21 @@ class TargetColumn(NamedTuple):
     generated: str
     not_null: bool
     has_default: bool
+    equality_schema: str | None
 
     @property
     def cast(self) -> str:
         """The type without its modifier, by which a cast would cut values silently."""
         return quote(self.base_schema, self.base_name)
+
+    def equal(self, one: str, other: str) -> str:
+        """Return the condition that two values of the column are the same to its type; an index can serve it."""
+        if self.type_oid != self.base:
+            # Domains over enumerations have no equality of their own.
+            one, other = f"{one}::{self.cast}", f"{other}::{self.cast}"
+        if self.equality_schema in (None, "pg_catalog"):
+            return f"{one} = {other}"
+        return f"{one} operator({quote(self.equality_schema)}.=) {other}"
 
 
 @dataclass(frozen=True, slots=True)

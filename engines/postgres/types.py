@@ -54,3 +54,12 @@ def text_of(expression: str) -> str:
     """
     # "is not null" would be false for a composite value with a null in it.
     return f"case when {expression} is distinct from null then pg_catalog.format('%s', {expression}) end"
+
+
+def exact_text_of(expression: str) -> str:
+    """Return SQL for that text which is equal to another only if both are the same letter by letter.
+
+    Values that are equal to their type may be different ones: 1.0 and 1.00, -0 and 0, and texts under a collation
+    that takes A for a.
+    """
+    return f'{text_of(expression)} collate "C"'
