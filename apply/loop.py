@@ -1074,6 +1074,10 @@ class Apply:
 
     def _prepare(self, progress: TableProgress) -> bool:
         assert self._setup is not None
+        definition = self._target_version(progress).table.definition
+        for other in (*definition.inherits, *definition.row_types):
+            if other in self._known and self._known[other].state is TableState.WAITING:
+                return False  # the statement that makes the table names that one
         loads = self._setup.mode != Mode.CHANGES
         state = TableState.LOADING if loads else TableState.INDEXING
         move = self._table_move(progress.table, state=state)

@@ -21,12 +21,12 @@ MULTIRANGE = re.compile(r', multirange_type_name = "(?:[^"]|"")*"\."(?:[^"]|"")*
 
 
 def in_order(tables: Iterable[Table]) -> list[Table]:
-    """Return the tables with those that others inherit from before these, otherwise as they come."""
+    """Return the tables with those that others inherit from, or have columns of, before these, else as they come."""
     by_id = {table.id: table for table in tables}
     ordered: dict[TableId, Table] = {}
 
     def put(table: Table) -> None:
-        for parent in table.definition.inherits:
+        for parent in (*table.definition.inherits, *table.definition.row_types):
             if parent in by_id and parent not in ordered:
                 put(by_id[parent])
         ordered.setdefault(table.id, table)
@@ -37,7 +37,7 @@ def in_order(tables: Iterable[Table]) -> list[Table]:
 
 
 def objects_statements(objects: Objects, tables: Iterable[Table], *, version: int = NEWEST) -> list[str]:
-    """Return what makes schemas, extensions, types and sequences, as far as they are not there.
+    """Return what makes schemas, extensions, collations, types and sequences, as far as they are not there.
 
     `create table` itself makes the sequences of identity columns.
     """
@@ -50,6 +50,7 @@ def objects_statements(objects: Objects, tables: Iterable[Table], *, version: in
     statements += [
         f"create extension if not exists {_extension(extension)} cascade" for extension in objects.extensions
     ]
+    statements += [_unless(_has_collation(id), statement) for id, statement in objects.collations]
     statements += [
         _unless(f"to_regtype({literal(quote(*id))}) is not null", type_statement(statement, version))
         for id, statement in objects.types
@@ -60,6 +61,14 @@ def objects_statements(objects: Objects, tables: Iterable[Table], *, version: in
         if sequence.id not in identities
     ]
     return statements
+
+
+def _has_collation(id: TableId) -> str:
+    # One can be made for each encoding; `to_regcollation` came with 13.
+    return (
+        "exists (select from pg_catalog.pg_collation c join pg_catalog.pg_namespace n on n.oid = c.collnamespace"
+        f" where n.nspname = {literal(id.schema)} and c.collname = {literal(id.name)})"
+    )
 
 
 def type_statement(statement: str, version: int) -> str:

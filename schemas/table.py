@@ -86,6 +86,7 @@ class Definition(_Model):
     partition_key: str = ""  # `range (created)`: the table is a partitioned root
     partitions: tuple[Partitioned, ...] = ()
     inherits: tuple[TableId, ...] = ()
+    row_types: tuple[TableId, ...] = ()  # tables whose rows are the type of a column
     unlogged: bool = False
 
 
@@ -159,6 +160,7 @@ class Objects(_Model):
 
     schemas: tuple[str, ...] = ()
     extensions: tuple[str, ...] = ()
+    collations: tuple[tuple[TableId, str], ...] = ()  # (name, whole `create collation` statement)
     types: tuple[
         tuple[TableId, str], ...
     ] = ()  # (name, whole `create type`/`create domain` statement), in order of dependence

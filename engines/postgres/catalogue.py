@@ -82,7 +82,7 @@ def relations(conn: psycopg.Connection) -> Catalogue:
 
 
 def tables(conn: psycopg.Connection, chooses: Callable[[TableId], bool]) -> list[Table]:
-    """Return the tables that are chosen, parents before those that inherit from them, else by name.
+    """Return the tables that are chosen, those that others inherit from or have columns of before these, else by name.
 
     A table is an ordinary one or a partitioned root; partitions are its leaves. Rows of foreign tables can't be
     carried: as a partition such a one is in the definition, but no leaf. What an extension made, and the schema
@@ -98,7 +98,8 @@ def tables(conn: psycopg.Connection, chooses: Callable[[TableId], bool]) -> list
         with _collector_resting():
             details = _Details.read(conn, catalogue, roots)
             chosen = {oid: _table(details, oid) for oid in roots}
-    return [chosen[oid] for oid in _parents_first(roots, catalogue.parents)]
+    before = {oid: [*catalogue.parents.get(oid, ()), *details.row_types.get(oid, ())] for oid in roots}
+    return [chosen[oid] for oid in _in_order(roots, before)]
 
 
 def estimate(conn: psycopg.Connection, ids: Iterable[TableId]) -> dict[TableId, int]:
@@ -141,6 +142,7 @@ class _Details(NamedTuple):
     constraints: Mapping[int, Sequence[TupleRow]]
     indexes: Mapping[int, Sequence[TupleRow]]
     identities: Mapping[int, Sequence[TupleRow]]
+    row_types: Mapping[int, Sequence[int]]
     pages: Mapping[int, int]
     nodes: Mapping[int, str]
 
@@ -149,6 +151,9 @@ class _Details(NamedTuple):
         leaves = [leaf for root in roots for leaf in catalogue.leaves(root)]
         columns = _by_table(ask(conn, queries.COLUMNS, oids=roots))
         types = {row[3] for rows in columns.values() for row in rows}
+        row_types: dict[int, list[int]] = defaultdict(list)
+        for oid, other in ask(conn, queries.ROW_TYPES, oids=roots):
+            row_types[oid].append(other)
         return _Details(
             catalogue=catalogue,
             columns=columns,
@@ -156,6 +161,7 @@ class _Details(NamedTuple):
             constraints=_by_table(ask(conn, queries.versioned(queries.CONSTRAINTS, conn), oids=roots)),
             indexes=_by_table(ask(conn, queries.INDEXES, oids=roots)),
             identities=_by_table(ask(conn, queries.IDENTITIES, oids=[*roots, *leaves])),
+            row_types=row_types,
             pages=pages(conn, leaves),
             nodes=filenodes(conn, leaves),
         )
@@ -255,6 +261,7 @@ def _definition(
         inherits=tuple(
             catalogue.relations[parent].id for parent in catalogue.parents.get(oid, ()) if parent in details.columns
         ),
+        row_types=tuple(catalogue.relations[other].id for other in details.row_types.get(oid, ())),
         unlogged=relation.persistence == "u",
     )
 
@@ -304,14 +311,19 @@ def _identity_of(details: _Details, oid: int, carried: list[str]) -> tuple[Ident
     return Identity.NOTHING, ()
 
 
-def _parents_first(oids: list[int], parents: Mapping[int, Sequence[int]]) -> list[int]:
+def _in_order(oids: list[int], before: Mapping[int, Sequence[int]]) -> list[int]:
+    """Return the tables with those that come `before` others before these; in a circle it is as it comes."""
     chosen = set(oids)
     ordered: dict[int, None] = {}
+    visiting: set[int] = set()
 
     def put(oid: int) -> None:
-        for parent in parents.get(oid, ()):
-            if parent in chosen:
-                put(parent)
+        if oid in visiting:
+            return
+        visiting.add(oid)
+        for other in before.get(oid, ()):
+            if other in chosen:
+                put(other)
         ordered[oid] = None
 
     for oid in oids:

@@ -49,6 +49,16 @@ select i.inhrelid::int8, i.inhparent::int8
 """
 """Children and parents, of partitions and of plain inheritance."""
 
+ROW_TYPES = """
+select distinct a.attrelid::int8, t.typrelid::int8
+  from pg_attribute a
+  join pg_type w on w.oid = a.atttypid
+  join pg_type t on t.oid = case when w.typlen = -1 and w.typelem <> 0 then w.typelem else w.oid end
+  join pg_class c on c.oid = t.typrelid and c.relkind in ('r', 'p')
+ where a.attrelid = any (%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped and t.typrelid <> a.attrelid
+"""
+"""Tables with columns whose type is the row of another table."""
+
 SIZES = """
 select c.oid::int8, coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8
   from unnest(%(oids)s::oid[]) as wanted(oid)

@@ -1,9 +1,9 @@
-"""What tables rest on: schemas, extensions, types, sequences."""
+"""What tables rest on: schemas, extensions, collations, types, sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -117,6 +117,30 @@ select distinct {extension}
 """
 """Extensions whose functions, types or operator classes columns, defaults, checks and indexes name."""
 
+COLLATIONS = """
+select distinct n.nspname, co.collname, to_jsonb(co)
+  from pg_depend d
+  join pg_collation co on co.oid = d.refobjid
+  join pg_namespace n on n.oid = co.collnamespace
+ where d.refclassid = 'pg_collation'::regclass and n.nspname <> 'pg_catalog'
+   and not exists (select from pg_depend e
+                    where e.classid = 'pg_collation'::regclass and e.objid = co.oid and e.deptype = 'e')
+   and ((d.classid = 'pg_type'::regclass and d.objid = any (%(types)s::oid[]))
+        or (d.classid = 'pg_class'::regclass
+            and (d.objid = any (%(oids)s::oid[])
+                 or d.objid in (select t.typrelid from pg_type t where t.oid = any (%(types)s::oid[]))
+                 or d.objid in (select i.indexrelid from pg_index i where i.indrelid = any (%(oids)s::oid[]))))
+        or (d.classid = 'pg_attrdef'::regclass
+            and d.objid in (select a.oid from pg_attrdef a where a.adrelid = any (%(oids)s::oid[])))
+        or (d.classid = 'pg_constraint'::regclass
+            and d.objid in (select c.oid from pg_constraint c
+                             where c.conrelid = any (%(oids)s::oid[]) or c.contypid = any (%(types)s::oid[]))))
+ order by n.nspname, co.collname
+"""
+"""Collations that users have made. Their attributes have other names in almost every version, hence the JSON."""
+
+PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
+
 SEQUENCES = """
 select s.seqrelid::int8, n.nspname, c.relname, format_type(s.seqtypid, null),
        s.seqincrement, s.seqmin, s.seqmax, s.seqstart, s.seqcache, s.seqcycle
@@ -172,20 +196,26 @@ def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
     chosen = list(tables)
     with one_moment(conn):
         oids = _oids(conn, chosen)
-        types, labels, extensions = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
+        types = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
+        extensions = types.extensions
         extensions |= {name for (name,) in ask(conn, EXTENSIONS.replace("{extension}", EXTENSION), oids=oids)}
+        collations = [
+            (TableId(schema, name), _collation(TableId(schema, name), details))
+            for schema, name, details in ask(conn, COLLATIONS, oids=oids, types=types.oids)
+        ]
         sequences = [
             SequenceObject(id=TableId(schema, name), definition=_sequence(*details))
             for _, schema, name, *details in ask(conn, SEQUENCES, oids=oids)
         ]
     schemas = {table.name.schema for table in chosen}
     schemas |= {partition.id.schema for table in chosen for partition in table.definition.partitions}
-    schemas |= {id.schema for id, _ in types} | {sequence.id.schema for sequence in sequences}
+    schemas |= {id.schema for id, _ in [*types.made, *collations]} | {sequence.id.schema for sequence in sequences}
     return Objects(
         schemas=tuple(sorted(schemas)),
         extensions=tuple(sorted(extensions)),
-        types=tuple(types),
-        labels=tuple(labels),
+        collations=tuple(collations),
+        types=tuple(types.made),
+        labels=tuple(types.labels),
         sequences=tuple(sequences),
     )
 
@@ -217,11 +247,32 @@ def _sequence(written: str, increment: int, least: int, most: int, start: int, c
     )
 
 
-def _types(
-    conn: psycopg.Connection, wanted: list[int]
-) -> tuple[list[tuple[TableId, str]], list[tuple[TableId, tuple[str, ...]]], set[str]]:
-    """Return the statements that make the types, in order of dependence, the labels of the enumerations among them, and
-    the extensions that bring the others."""
+def _collation(id: TableId, details: Mapping[str, Any]) -> str:
+    provider = PROVIDERS[details["collprovider"]]
+    # ICU's locale was in `collcollate` up to 14, `colliculocale` up to 16, and is in `colllocale` since 17.
+    locale = details.get("colllocale") or details.get("colliculocale")
+    options = [f"provider = {provider}"]
+    if locale is None and details["collcollate"] != details["collctype"]:
+        options += [f"lc_collate = {literal(details['collcollate'])}", f"lc_ctype = {literal(details['collctype'])}"]
+    else:
+        options.append(f"locale = {literal(locale or details['collcollate'])}")
+    if not details["collisdeterministic"]:
+        options.append("deterministic = false")
+    if rules := details.get("collicurules"):
+        options.append(f"rules = {literal(rules)}")
+    return f"create collation {quote(*id)} ({', '.join(options)})"
+
+
+class _Types(NamedTuple):
+    """The types that columns have, and what those rest on."""
+
+    oids: list[int]  # of all of them
+    made: list[tuple[TableId, str]]  # statements, in order of dependence
+    labels: list[tuple[TableId, tuple[str, ...]]]  # of the enumerations that are made
+    extensions: set[str]  # that bring the others
+
+
+def _types(conn: psycopg.Connection, wanted: list[int]) -> _Types:
     found: dict[int, _Type] = {}
     needs: dict[int, list[int]] = {}
     statements: dict[int, str] = {}
@@ -258,7 +309,8 @@ def _types(
     for oid in sorted(found, key=lambda oid: (found[oid].schema, found[oid].name)):
         put(aliases.get(oid, oid), frozenset())
     made = {oid: TableId(found[oid].schema, found[oid].name) for oid in ordered if oid in statements}
-    return (
+    return _Types(
+        list(found),
         [(id, statements[oid]) for oid, id in made.items()],
         [(id, tuple(labels[oid])) for oid, id in made.items() if oid in labels],
         extensions,
