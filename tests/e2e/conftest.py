@@ -115,16 +115,16 @@ def project(request: pytest.FixtureRequest, tmp_path: Path, source_db: str, targ
     if request.param == "kafka":
         broker: servers.Kafka = request.getfixturevalue("kafka_broker")
         log = f"log: kafka://{broker.bootstrap}\n"
-    yield from _project(tmp_path, source_db, target_db, log)
+    yield from project_of(tmp_path, source_db, target_db, log)
 
 
 @pytest.fixture
 def simple(tmp_path: Path, source_db: str, target_db: str) -> Iterator[Project]:
     """A pipeline over files, for what has nothing to do with the log."""
-    yield from _project(tmp_path, source_db, target_db, "")
+    yield from project_of(tmp_path, source_db, target_db, "")
 
 
-def _project(folder: Path, source: str, target: str, log: str) -> Iterator[Project]:
+def project_of(folder: Path, source: str, target: str, log: str) -> Iterator[Project]:
     # Slots and topics are the server's, not the database's: their names must be this test's alone.
     made = Project(folder, f"e2e_{os.urandom(4).hex()}", source, target, log)
     try:
