@@ -16,7 +16,7 @@ from psycopg import pq
 from codec.copy import CopyDecoder
 from engines.postgres.asking import ask, run
 from engines.postgres.catalogue import objects, tables
-from engines.postgres.connect import connect
+from engines.postgres.connect import connect, is_sql_ascii
 from engines.postgres.errors import translated
 from engines.postgres.quoting import literal, quote
 from engines.postgres.replication import (
@@ -217,6 +217,9 @@ class PostgresReader:
                 decoder = CopyDecoder(version.layout, binary=True)
                 pgconn = connection.pgconn
                 _check_shape(version.table, pgconn.exec_(f"{query} limit 0".encode()))
+                if is_sql_ascii(pgconn):
+                    # Else the server refuses a text that is not UTF-8, and does not say which; the decoder does.
+                    _execute(connection, "set client_encoding = 'SQL_ASCII'")
                 result = pgconn.exec_(f"copy ({query}) to stdout (format binary)".encode())
                 if result.status != pq.ExecStatus.COPY_OUT:
                     raise psycopg.errors.error_from_result(result)
@@ -232,6 +235,8 @@ class PostgresReader:
                 while (ended := pgconn.get_result()) is not None:
                     if ended.status != pq.ExecStatus.COMMAND_OK:
                         raise psycopg.errors.error_from_result(ended)
+                if is_sql_ascii(pgconn):
+                    _execute(connection, "set client_encoding = 'UTF8'")
                 complete = True
                 if number := decoder.pending_rows:
                     yield Rows(decoder.take(), number)

@@ -175,12 +175,15 @@ def make_kafka() -> Iterator[Callable[..., KafkaServer]]:
 
 
 @contextlib.contextmanager
-def fresh_database(server: servers.Postgres, test: str) -> Iterator[str]:
+def fresh_database(server: servers.Postgres, test: str, encoding: str = "UTF8") -> Iterator[str]:
     """Make a database whose name tells the test, and drop it with its sessions and slots."""
     readable = re.sub(r"\W+", "_", test.lower()).strip("_")[:40]
     name = f"{readable}_{os.urandom(4).hex()}"
     with psycopg.connect(server.admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+        made = sql.SQL("create database {}").format(sql.Identifier(name))
+        if encoding != "UTF8":
+            made += sql.SQL(" encoding {} template template0 lc_collate 'C' lc_ctype 'C'").format(encoding)
+        connection.execute(made)
     try:
         yield server.url(name)
     finally:

@@ -140,7 +140,7 @@ def _rows(
 ) -> Iterator[Row]:
     bucket, _, name = _parts(table, key, buckets)
     texts = ", ".join(f"{quote(column.name)}::text" for column in table.columns)
-    statement = f"select {texts} from {name} where {bucket} = any (%s)"
+    statement = f"select {texts} from {name} where {bucket}".replace("%", "%%") + " = any (%s)"
     with connection.transaction(), connection.cursor("penstock_compare") as cursor:
         cursor.itersize = _AT_ONCE
         yield from cursor.execute(statement.encode(), [wanted])

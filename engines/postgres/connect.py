@@ -79,10 +79,18 @@ def replication(url: str, *, application: str = "penstock") -> PGconn:
         if pgconn.status != pq.ConnStatus.OK:
             raise psycopg.OperationalError(pgconn.get_error_message())
         execute(pgconn, _settle(pgconn.server_version, {}))
+        if is_sql_ascii(pgconn):
+            # Else the server refuses a text that is not UTF-8, and does not say of which table; we do.
+            execute(pgconn, "set client_encoding = 'SQL_ASCII'")
     except BaseException:
         pgconn.finish()
         raise
     return pgconn
+
+
+def is_sql_ascii(pgconn: PGconn) -> bool:
+    """Whether the database takes texts in any encoding, and knows of none."""
+    return pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII"
 
 
 def execute(pgconn: PGconn, statement: str) -> list[tuple[str | None, ...]]:
