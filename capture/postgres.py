@@ -138,6 +138,11 @@ class PostgresSource:
                     remedy=f"correct the URL; if the source was replaced: {LOAD_AGAIN}",
                 )
             control = self._catalogue()
+            if replication.is_standby(control):
+                raise SourceUnavailable(
+                    "the source is a standby now: waiting for it to become the primary",
+                    remedy="name the primary in the URL, or all with target_session_attrs=read-write",
+                )
             confirmed = self._check(control, after)
             self._relations = Relations(self._tables)
             prints = replication.publication_prints(control, self._setup.publications[0])

@@ -46,13 +46,12 @@ class Meaning(NamedTuple):
 
 
 TABLE_REMEDY = "compare the table on both sides: it was altered or dropped after the pipeline began"
+READ_ONLY_REMEDY = "name the primary in the URL: this one is a standby, or its default_transaction_read_only is on"
 SLOTS_REMEDY = "raise max_replication_slots on the source (a restart), or drop a slot that nobody needs"
 
 EXACT: dict[str, Meaning] = {
     "0A000": Meaning(SchemaUnsupported),
-    "25006": Meaning(
-        Unavailable, "the server takes no writes: it is a standby, or default_transaction_read_only is on"
-    ),
+    "25006": Meaning(Unavailable, READ_ONLY_REMEDY),
     "25P03": Meaning(Unavailable),
     "25P04": Meaning(Unavailable),
     "40002": Meaning(ConstraintViolated),
@@ -134,6 +133,7 @@ SNAPSHOT_FUNCTIONS = {"ImportSnapshot", "SetTransactionSnapshot", "parseIntFromT
 SLOT_FUNCTIONS = {"ReplicationSlotAcquire", "ReplicationSlotAlter", "StartLogicalReplication", "CreateDecodingContext"}
 LOST_SLOT = re.compile(r"can no longer (get changes|access) |has been invalidated|slot .* was invalidated")
 LOST_SNAPSHOT = re.compile(r"snapshot \".*\" does not exist|invalid snapshot identifier|import the requested snapshot")
+STANDBY = re.compile(r"recovery is in progress")
 LOST_WAL = re.compile(r"WAL segment .* has already been removed")
 MISSING_SLOT = re.compile(r"replication slot \".*\" does not exist")
 MISSING_PUBLICATION = re.compile(r"publication \".*\" does not exist")
@@ -182,6 +182,8 @@ def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
         return _client_meaning(exc, text)
     if function in SNAPSHOT_FUNCTIONS or (state in {"22023", "42704", "55000"} and LOST_SNAPSHOT.search(text)):
         return Meaning(SnapshotLost)
+    if state == "55000" and (STANDBY.search(text) or function.startswith("pg_current_wal_")):
+        return EXACT["25006"]
     if side == "source":
         if state == "55000" and (LOST_SLOT.search(text) or function in SLOT_FUNCTIONS):
             return Meaning(PositionLost, RESTART_REMEDY)

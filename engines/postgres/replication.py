@@ -36,6 +36,7 @@ __all__ = [
     "drop_publications",
     "drop_slot",
     "emit_message",
+    "is_standby",
     "lsn",
     "lsn_text",
     "make_publications",
@@ -270,6 +271,11 @@ def slot_reader(conn: psycopg.Connection, slot: str, patience: float) -> str:
     while (found := ask(conn, READER, slot=slot)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return str(found[0][0]) if found else ""
+
+
+def is_standby(conn: psycopg.Connection) -> bool:
+    """Return whether the server only follows another one."""
+    return bool(ask(conn, "select pg_is_in_recovery()")[0][0])
 
 
 def standbys_awaited(conn: psycopg.Connection, slot: str) -> list[str]:

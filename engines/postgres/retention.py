@@ -10,7 +10,7 @@ import psycopg
 from engines.postgres.asking import ask, run
 from engines.postgres.errors import RESTART_REMEDY
 from engines.postgres.quoting import literal, quote
-from engines.postgres.replication import BLOCKING, drop_slot, slot_state, wal_insert_lsn
+from engines.postgres.replication import BLOCKING, drop_slot, is_standby, slot_state, wal_insert_lsn
 from schemas.errors import PositionLost
 
 RELEASED = "released by Penstock: "
@@ -83,7 +83,10 @@ def why_released(connection: psycopg.Connection, slot: str) -> str:
 
 
 def slot_lost(connection: psycopg.Connection, slot: str) -> PositionLost | None:
-    """Return the error of a slot that nothing can be streamed from any more; None if it is well."""
+    """Return the error of a slot that nothing can be streamed from any more; None if it is well, or if that can't be
+    known: a standby may get the slot, and become the primary."""
+    if is_standby(connection):
+        return None
     state = slot_state(connection, slot)
     if state is None:
         gone = PositionLost(f"the source has no replication slot {slot}", remedy=SLOT_GONE_REMEDY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 from capture import caretaker
 from capture.loop import Capture
 from capture.postgres import PostgresSource
+from control.retention import PostgresSlot
 from control.servers.postgres import PostgresServer
 from engines.postgres import replication
 from engines.postgres.prerequisites import source_problems
@@ -164,6 +166,23 @@ def test_a_fail_over_to_a_standby_that_lacks_what_was_captured_is_told(
         with pytest.raises(PositionLost, match="failed over to a standby that lacked what was captured") as caught:
             until(world.capture(), lambda: False)
         assert LOAD_AGAIN in caught.value.remedy
+
+
+def test_a_standby_that_the_address_leads_to_too_early_is_waited_for(server: PostgresServer, standby: Standby) -> None:
+    """Not even the slot has to be there yet."""
+    with make_world(server.url()) as world:
+        begin(world).close()
+        world.url = standby.url()
+        capture = world.capture()
+        with pytest.raises(SourceUnavailable, match="is a standby now") as caught:
+            until(capture, lambda: False)
+        assert "primary" in caught.value.remedy
+        assert world.setup is not None
+        with contextlib.closing(PostgresSlot(standby.url(), world.setup.slot)) as slot:
+            with pytest.raises(SourceUnavailable) as caught:
+                slot.retained()
+            assert "standby" in caught.value.remedy
+            assert slot.released() is None
 
 
 def test_a_fail_over_to_a_standby_without_the_slot_is_told(server: PostgresServer, standby: Standby) -> None:
