@@ -565,7 +565,7 @@ class PostgresTarget:
             return
         connection = self._session.connection
         with translated("target", f"making what {version.table.name} rests on"):
-            for statement in additions(objects, version=self._major):
+            for statement in additions(version.table, version=self._major):
                 connection.execute(statement)
             for type, labels in objects.labels:
                 there = [row[0] for row in connection.execute(LABELS, [quote(*type)]).fetchall()]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import psycopg
 from psycopg.rows import tuple_row
 
+from capture.definitions import Definitions
 from engines.postgres import replication
 from engines.postgres.connect import connect
 from schemas.errors import LOAD_AGAIN, PrerequisiteMissing, ReplicationError
@@ -87,12 +88,12 @@ class Caretaker(threading.Thread):
         setup: Setup,
         heartbeat: float,
         sign_of_life: Callable[[], None],
-        tables: Sequence[Table],
+        definitions: Definitions,
         prints: Mapping[tuple[str, int], str],
     ) -> None:
         super().__init__(name="caretaker", daemon=True)
         self._url, self._setup, self._heartbeat = url, setup, heartbeat
-        self._sign_of_life, self._tables, self._prints = sign_of_life, tables, prints
+        self._sign_of_life, self._definitions, self._prints = sign_of_life, definitions, prints
         self._over = threading.Event()
         self._connection: psycopg.Connection | None = None
         self._next_check = self._next_end = self._next_beat = time.monotonic()
@@ -130,8 +131,10 @@ class Caretaker(threading.Thread):
             replication.emit_message(self._connected(), "penstock", "heartbeat")
         if now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
-            publications_fit(self._connected(), self._setup, self._tables)
+            publications_fit(self._connected(), self._setup, self._definitions.tables())
             publications_untouched(self._connected(), self._setup, self._prints)
+        if self._definitions.due:
+            self._definitions.look(self._connected())
 
     def _look_for_standbys(self, now: float) -> None:
         """Warn if changes do not come because the source awaits standbys; one that is just restarting is no news."""

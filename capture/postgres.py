@@ -17,12 +17,13 @@ import psycopg
 from psycopg import pq
 
 from capture.caretaker import Caretaker, publications_fit
+from capture.definitions import Definitions
 from capture.history import require_same
-from capture.relations import Relations
+from capture.relations import Relations, matches
 from capture.source import Step
 from capture.tables import TableVersions
-from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, RELATION, TRUNCATE, ChangeDecoder, Relation
-from engines.postgres import replication
+from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, MESSAGE, RELATION, TRUNCATE, ChangeDecoder, Relation
+from engines.postgres import definitions, replication
 from engines.postgres.connect import connect
 from engines.postgres.connect import replication as connect_for_replication
 from engines.postgres.errors import translate, translated
@@ -38,8 +39,9 @@ from schemas.errors import (
     ValueUnsupported,
 )
 from schemas.frontier import NO_COMMIT, Commit, Setup
-from schemas.table import TableId
+from schemas.table import Objects, TableId
 from transport.log import Block, Partition
+from transport.views import Registered
 
 STEP_BYTES = 4 << 20
 """A step of whole transactions is closed when it has grown to this."""
@@ -144,7 +146,7 @@ class PostgresSource:
                     remedy="name the primary in the URL, or all with target_session_attrs=read-write",
                 )
             confirmed = self._check(control, after)
-            self._relations = Relations(self._tables)
+            self._relations = Relations(self._tables, Objects.model_validate_json(self._setup.objects))
             prints = replication.publication_prints(control, self._setup.publications[0])
             publications_fit(control, self._setup, self._relations.planned())
             reference = replication.current_snapshot(control).xmax
@@ -168,8 +170,8 @@ class PostgresSource:
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()
         heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
-        planned = self._relations.planned()
-        self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, planned, prints)
+        self._definitions = Definitions(self._relations.watched)
+        self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, self._definitions, prints)
         self._caretaker.start()
 
     def _check(self, control: psycopg.Connection, after: int) -> int:
@@ -228,6 +230,8 @@ class PostgresSource:
             while True:
                 dry = self._drain()
                 now = clock()
+                if self._definitions.found and not self._open:
+                    self._define()
                 step = self._due(now, dry)
                 if step is not None:
                     return step
@@ -345,23 +349,53 @@ class PostgresSource:
             self._bind(self._decoder.relation)
         elif event == TRUNCATE:
             self._truncate(self._decoder.truncated[1])
+        elif event == MESSAGE:
+            _, _, prefix, content = self._decoder.message
+            if prefix == definitions.PREFIX:
+                self._relations.tell(definitions.message_of(content))
+                self._definitions.look_soon()
 
     # ------------------------------------------------------------------------------------------------- relations
 
     def _bind(self, relation: Relation) -> None:
         with translated("source", f"looking up {relation.schema}.{relation.name}"):
-            version = self._relations.version(self._catalogue(), relation)
+            version = self._relations.version(self._catalogue(), relation, self._decoder.xid)
         if version is None:
             self._bound.pop(relation.oid, None)
             self._decoder.ignore(relation.oid)
             return
+        self._bound[relation.oid] = version.id, relation
+        self._decoder.bind(relation.oid, version.layout, self._slot(version))
+
+    def _slot(self, version: Registered) -> int:
         if version.changes not in self._partitions:
             self._partitions.append(version.changes)
-        self._bound[relation.oid] = version.table.id, relation
-        self._decoder.bind(relation.oid, version.layout, self._partitions.index(version.changes))
+        return self._partitions.index(version.changes)
+
+    def _define(self) -> None:
+        """Record what the catalogue says of tables, as far as the stream has passed where that was read."""
+        reached = max(self._decoder.position, self._passed)
+        while self._definitions.found and self._definitions.found[0].position <= reached:
+            found = self._definitions.found.popleft()
+            if self._relations.described(found.id) != found.described:
+                self._definitions.forget(found.id)  # the rows that have come since may know better
+                continue
+            with translated("source", f"looking up {found.id}"):
+                version = self._relations.define(self._catalogue(), found)
+            if version is not None:
+                self._append(version)
+
+    def _append(self, version: Registered) -> None:
+        """Record that a table is another one from here on, and let the rows that follow be of that version."""
+        self._decoder.append_definition(version.layout, self._slot(version))
+        planned = self._relations.published(version.id)
+        for oid, (id, relation) in self._bound.items():
+            # The stream describes it once more before the next row, if it is not what it was.
+            if id == version.id and matches(version.table, relation, planned):
+                self._decoder.bind(oid, version.layout, self._slot(version))
 
     def _truncate(self, oids: tuple[int, ...]) -> None:
-        """Record that tables were emptied. A single partition can't be: rows don't tell which of them they were in."""
+        """Record that tables were emptied, or partitions of them."""
         tables: dict[TableId, list[int]] = {}
         for oid in oids:
             if oid in self._bound:
@@ -369,14 +403,10 @@ class PostgresSource:
         for id, leaves in tables.items():
             with translated("source", f"looking up {id}"):
                 whole = self._relations.whole(self._catalogue(), id, leaves, self._decoder.xid)
-            if not whole:
-                relation = self._bound[leaves[0]][1]
-                raise SchemaUnsupported(
-                    f"{id}: its partition {relation.schema}.{relation.name} was truncated alone, in the transaction "
-                    f"at {replication.lsn_text(self._decoder.commit_lsn)}",
-                    remedy=f"{LOAD_AGAIN}; from then on truncate whole tables, or delete the partition's rows",
-                )
-            self._decoder.append_truncate(leaves[0])
+            if whole:
+                self._decoder.append_truncate(leaves[0])
+            else:
+                self._append(self._relations.emptied(id, leaves))
 
     def _catalogue(self) -> psycopg.Connection:
         """Return the ordinary connection, made again if it was lost while nobody needed it."""

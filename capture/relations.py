@@ -1,24 +1,32 @@
 """Which table a relation of PostgreSQL's stream belongs to, and which version of it its rows are.
 
 The stream names physical tables, and describes each before its first change and again after every change of its
-definition, as it was when the change was made. The plan names tables: an ordinary one, or a partitioned root whose
-rows lie in leaves, which may have their columns in another order.
+columns, as it was when the change was made. The plan names tables: an ordinary one, or a partitioned root whose
+rows lie in leaves, which may have their columns in another order. A table keeps the id that it was chosen by, whatever
+the source calls it later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping, Sequence
 
 import psycopg
 from psycopg.rows import tuple_row
 
+from capture.definitions import Found, Watched
 from capture.tables import TableVersions
-from codec.pgoutput import Relation
-from engines.postgres import catalogue
+from codec.pgoutput import Relation, RelationColumn
+from engines.postgres import catalogue, definitions, replication
 from engines.postgres import catalogue_queries as queries
+from engines.postgres.asking import ask
+from engines.postgres.definitions import Message
+from engines.postgres.objects import objects
+from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
-from schemas.errors import LOAD_AGAIN, SchemaUnsupported, SourceUnavailable
-from schemas.table import Column, ColumnDetails, Definition, Identity, Table, TableId
+from schemas.errors import SourceUnavailable
+from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, Objects, Since, Table, TableId
+from schemas.types import Kind
 from transport.views import Registered
 
 ROOT = """
@@ -42,12 +50,25 @@ select c.oid::int8,
 TYPES = "select format_type(%(oid)s::int8::oid, %(modifier)s)"
 
 
+# What a table held when it became a partition is in the stream no more than the rows of any table that is not ours.
+OLDER = """
+select exists (select from only {leaf} r
+                where age(r.xmin) > (select age(i.xmin) from pg_inherits i where i.inhrelid = %(oid)s::int8::oid))
+"""
+
+
+VISIBLE_SECONDS = 2.0
+
+
 def matches(table: Table, relation: Relation, planned: Identity) -> bool:
-    """Whether rows of the relation can be recorded with this version: same columns in the same order, same key.
+    """Whether rows of the relation can be recorded with this version: same name, same columns in the same order, same
+    key.
 
     Of a table that is published without updates and deletes (`planned` is nothing) the key does not matter.
     """
-    if len(table.columns) != len(relation.columns):
+    if table.dropped or len(table.columns) != len(relation.columns):
+        return False
+    if Leaf(id=TableId(relation.schema, relation.name), oid=relation.oid) not in map(_bare, table.leaves):
         return False
     for column, sent in zip(table.columns, relation.columns, strict=True):
         if (column.name, column.type_oid, column.type_modifier) != (sent.name, sent.type_oid, sent.type_modifier):
@@ -57,6 +78,10 @@ def matches(table: Table, relation: Relation, planned: Identity) -> bool:
         return False
     # With FULL the stream flags every column; which of them are the key was known when the version was made.
     return identity is not Identity.KEY or _flagged(relation) == table.key
+
+
+def _bare(leaf: Leaf) -> Leaf:
+    return Leaf(id=leaf.id, oid=leaf.oid)
 
 
 def _flagged(relation: Relation) -> tuple[int, ...]:
@@ -74,110 +99,84 @@ def _identity(relation: Relation, planned: Identity) -> Identity:
 class Relations:
     """Finds the version for each relation, and registers one where the log knows none.
 
-    `connection` is asked about relations that the plan does not know and about types that are new. Raises
-    `SchemaUnsupported` where changes can't be recorded without a new load.
+    `connection` is asked about relations that the plan does not know, and for what the stream does not tell. Where
+    it can't be told what has become of a table's rows, the version says so, and it is for each target to stop there.
     """
 
-    def __init__(self, tables: TableVersions) -> None:
+    def __init__(self, tables: TableVersions, setup: Objects) -> None:
         self._tables = tables
-        self._owners: dict[int, TableId] = {}  # leaf oid -> table
+        self._owners: dict[int, TableId] = {}  # by oid of a table, root or leaf
+        self._labels = dict(setup.labels)  # of enumerations, as the log tells them
+        self._told: dict[int, tuple[tuple[int, str, int, int], ...]] = {}  # columns, by the event trigger
+        self._cast: dict[TableId, bool] = {}  # whether no command since the last version may have computed values
+        self._described: dict[TableId, int] = {}
         self._read()
 
     def planned(self) -> list[Table]:
-        """Return the latest version of every table, with the identity that it was published by."""
+        """Return the latest version of every table that there is, with the identity that it was published by."""
         latest = [self._tables.of(id)[-1].table for id in self._tables.names()]
-        return [table.model_copy(update={"identity": self._planned(table.id)}) for table in latest]
+        return [table.model_copy(update={"identity": self._planned(table.id)}) for table in latest if not table.dropped]
 
-    def _leaves(self, table: TableId) -> set[int]:
-        """Every leaf that any version of the table has had."""
-        return {leaf.oid for version in self._tables.of(table) for leaf in version.table.leaves}
+    def watched(self) -> Mapping[TableId, Watched]:
+        """Return the tables whose definitions are to be looked at."""
+        return {table.id: Watched(table, self._described.get(table.id, 0)) for table in self.planned()}
 
-    def version(self, connection: psycopg.Connection, relation: Relation) -> Registered | None:
-        """Return the version that the relation's rows are recorded with; None for a table that was not chosen."""
+    def published(self, table: TableId) -> Identity:
+        """Return what the publication that a table is in tells of its old rows."""
+        return self._planned(table)
+
+    def described(self, table: TableId) -> int:
+        """Return how often the stream has described a table, or a part of it."""
+        return self._described.get(table, 0)
+
+    def version(self, connection: psycopg.Connection, relation: Relation, xid: int) -> Registered | None:
+        """Return the version that the relation's rows are recorded with; None for a table that was not chosen. `xid` is
+        the transaction that the relation was described in."""
         id = self._owners.get(relation.oid)
         if id is None:
             self._read()  # tables are added while everything runs
-            id = self._owners.get(relation.oid) or self._adopt(connection, relation)
+            id = self._owners.get(relation.oid) or self._adopt(connection, relation, xid)
         if id is None:
             return None
-        planned, versions = self._planned(id), self._tables.of(id)
+        self._described[id] = self._described.get(id, 0) + 1
+        planned = self._planned(id)
         # The latest that fits: after a restart relations come again as they were then, and leaves of one root may
         # differ in the order of their columns.
-        for version in reversed(versions):
+        for version in reversed(self._tables.of(id)):
             if matches(version.table, relation, planned):
                 return version
-        changed = self._changed(connection, versions[-1].table, relation, planned)
-        return self._tables.register(changed, versions[-1].changes)
+        _await(connection, xid)
+        return self._register(self._changed(connection, self._last(id), relation, planned))
 
-    def _read(self) -> None:
-        self._tables.refresh()
-        for id in self._tables.names():
-            for version in self._tables.of(id):
-                self._owners.update((leaf.oid, id) for leaf in version.table.leaves if leaf.oid)
+    def tell(self, message: Message) -> None:
+        """Take note of what the event trigger has said."""
+        for told in message.tables:
+            if (id := self._owners.get(told.oid)) is not None:
+                self._told[told.oid] = told.columns
+                self._cast[id] = self._cast.get(id, True) and not message.using
 
-    def _planned(self, id: TableId) -> Identity:
-        return self._tables.of(id)[0].table.identity
-
-    def _adopt(self, connection: psycopg.Connection, relation: Relation) -> TableId | None:
-        """Find out whether an unknown relation is a partition that was added to one of our tables.
-
-        Registers a version that has the partition, so that targets learn of it. A partition that is gone again, or
-        was detached, is none: the source's own table does not have its rows any more either.
-        """
-        name = TableId(relation.schema, relation.name)
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            root = cursor.execute(ROOT, {"oid": relation.oid}).fetchone()
-        if root is None or root[0] == relation.oid:
-            if self._tables.of(name):
-                raise SchemaUnsupported(
-                    f"{name} was dropped, or renamed, and made again on the source", remedy=LOAD_AGAIN
-                )
+    def define(self, connection: psycopg.Connection, found: Found) -> Registered | None:
+        """Return the version that a table is from here on, by what the catalogue says; None if that is no news."""
+        last = self._last(found.id)
+        if found.table is None:
+            return None if last.dropped else self._register(last.model_copy(update={"dropped": True, "since": None}))
+        table = self._as_planned(found.table)
+        labels = table.objects.labels if table.objects else ()
+        if _essence(table) == _essence(last) and all(self._labels.get(type) == now for type, now in labels):
             return None
-        id = TableId(root[1], root[2])
-        versions = self._tables.of(id)
-        if not versions:
-            return None
-        fresh = _today(connection, id)
-        if fresh is None:
-            raise SourceUnavailable(f"{id} is locked, so that nothing can be learnt of its partition {name}")
-        leaf = next((leaf for leaf in fresh.leaves if leaf.oid == relation.oid), None)
-        if leaf is None:
-            return None
-        # This leaf alone: others that are there by now come into the stream only later.
-        latest = next((v for v in reversed(versions) if _shapes(v.table) == _shapes(fresh)), versions[-1]).table
-        definition = latest.definition.model_copy(update={"partitions": fresh.definition.partitions})
-        grown = latest.model_copy(update={"leaves": (*latest.leaves, leaf), "definition": definition})
-        self._tables.register(grown, versions[-1].changes)
-        self._read()
-        return id
+        left = {p.oid: p.id for p in last.definition.partitions} if table.definition.partition_key else {}
+        for partition in table.definition.partitions:
+            left.pop(partition.oid, None)
+        since = self._since(connection, last, table)
+        since = since.model_copy(update={"detached": tuple(left[oid] for oid in definitions.names(connection, left))})
+        return self._register(table.model_copy(update={"since": since}))
 
-    def _changed(self, connection: psycopg.Connection, old: Table, relation: Relation, planned: Identity) -> Table:
-        """Return the version of a table as the relation shows it, with what the catalogue of today adds to that."""
-        fresh = _today(connection, old.id) or old
-        known = {_shape(column): column for table in (fresh, old) for column in table.columns}
-        numbers = {column.name: column.number for table in (old, fresh) for column in table.columns}
-        columns = tuple(
-            known.get((sent.name, sent.type_oid, sent.type_modifier))
-            or _column(connection, old.id, sent.name, sent.type_oid, sent.type_modifier, numbers.get(sent.name, 0))
-            for sent in relation.columns
-        )
-        identity = _identity(relation, planned)
-        key: tuple[int, ...] = _flagged(relation) if identity is Identity.KEY else ()
-        if identity is Identity.FULL:
-            places = {column.name: i for i, column in enumerate(columns)}
-            for table in (fresh, old):
-                names = [table.columns[i].name for i in table.key]
-                if names and all(name in places for name in names):
-                    key = tuple(sorted(places[name] for name in names))
-                    break
-        return Table(
-            id=old.id,
-            columns=columns,
-            key=key,
-            identity=identity,
-            leaves=old.leaves,
-            definition=_definition(fresh, old, columns),
-        )
+    def emptied(self, id: TableId, leaves: Iterable[int]) -> Registered:
+        """Return a version that begins with some of the table's partitions being emptied."""
+        last = self._last(id)
+        names = {leaf.oid: leaf.id for leaf in last.leaves}
+        since = Since(emptied=tuple(sorted(names[oid] for oid in leaves)))
+        return self._register(last.model_copy(update={"since": since}))
 
     def whole(self, connection: psycopg.Connection, table: TableId, truncated: Iterable[int], xid: int) -> bool:
         """Whether all of a table is empty after the transaction `xid` truncated these leaves.
@@ -194,6 +193,129 @@ class Relations:
             there = cursor.execute(ATTACHED, {"oids": list(missing)}).fetchall()
         return all(oid not in planned and any(_later(made, xid) for made in attached) for oid, attached in there)
 
+    # ------------------------------------------------------------------------------------------------- versions
+
+    def _read(self) -> None:
+        self._tables.refresh()
+        for id in self._tables.names():
+            for version in self._tables.of(id):
+                self._own(version.table)
+
+    def _own(self, table: Table) -> None:
+        self._owners.update((oid, table.id) for oid in (table.oid, *(leaf.oid for leaf in table.leaves)) if oid)
+        self._labels |= dict(table.objects.labels) if table.objects else {}
+
+    def _last(self, id: TableId) -> Table:
+        return self._tables.of(id)[-1].table
+
+    def _leaves(self, table: TableId) -> set[int]:
+        """Every leaf that any version of the table has had."""
+        return {leaf.oid for version in self._tables.of(table) for leaf in version.table.leaves}
+
+    def _planned(self, id: TableId) -> Identity:
+        return self._tables.of(id)[0].table.identity
+
+    def _as_planned(self, table: Table) -> Table:
+        """Return a table as the catalogue has it, with the identity that it was published by."""
+        nothing = self._planned(table.id) is Identity.NOTHING
+        return table.model_copy(update={"identity": Identity.NOTHING, "key": ()}) if nothing else table
+
+    def _register(self, table: Table) -> Registered:
+        version = self._tables.register(table, self._tables.of(table.id)[-1].changes)
+        self._own(table)
+        self._cast.pop(table.id, None)
+        return version
+
+    def _since(self, connection: psycopg.Connection, last: Table, table: Table) -> Since:
+        """Return what has become of the rows since the last version, as far as that can be told."""
+        before = {leaf.oid: leaf.node for leaf in last.leaves}
+        joined = [leaf for leaf in table.leaves if leaf.oid not in before] if table.definition.partition_key else []
+        refused = ""
+        for leaf in joined:
+            query = OLDER.replace("{leaf}", quote(*leaf.id))
+            if ask(connection, query, oid=leaf.oid) != [(False,)]:
+                refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
+        return Since(
+            rewritten=any(leaf.oid in before and leaf.node != before[leaf.oid] for leaf in table.leaves),
+            recast=self._cast.get(table.id, False),
+            refused=refused,
+        )
+
+    def _adopt(self, connection: psycopg.Connection, relation: Relation, xid: int) -> TableId | None:
+        """Find out whether an unknown relation is a partition that was added to one of our tables.
+
+        Registers a version that has the partition, so that targets learn of it. A partition that is gone again, or
+        was detached, is none: the source's own table does not have its rows any more either.
+        """
+        _await(connection, xid)
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            root = cursor.execute(ROOT, {"oid": relation.oid}).fetchone()
+        id = self._owners.get(root[0]) if root is not None and root[0] != relation.oid else None
+        if id is None:
+            return None
+        last = self._last(id)
+        fresh = _today(connection, last)
+        if fresh is None:
+            raise SourceUnavailable(f"{id} is locked, so that nothing can be learnt of its partition {relation.name}")
+        leaf = next((leaf for leaf in fresh.leaves if leaf.oid == relation.oid), None)
+        if leaf is None:
+            return None
+        # This leaf alone: others that are there by now come into the stream only later.
+        versions = [version.table for version in self._tables.of(id)]
+        grown = next((table for table in reversed(versions) if _shapes(table) == _shapes(fresh)), last)
+        definition = grown.definition.model_copy(update={"partitions": fresh.definition.partitions})
+        grown = grown.model_copy(update={"leaves": (*grown.leaves, leaf), "definition": definition})
+        self._register(grown.model_copy(update={"since": self._since(connection, last, grown)}))
+        return id
+
+    def _changed(self, connection: psycopg.Connection, old: Table, relation: Relation, planned: Identity) -> Table:
+        """Return the version of a table as the relation shows it, with what the catalogue of today adds to that."""
+        fresh = _today(connection, old) or old
+        numbers = {name: number for number, name, *_ in self._told.get(relation.oid, ())}
+        if list(numbers) != [column.name for column in relation.columns]:
+            last = max((column.number for column in old.columns), default=0)
+            gone = definitions.dropped_behind(connection, relation.oid, last)
+            numbers = numbers_of(relation.columns, old.columns, fresh.columns, gone)
+        known = {_shape(column): column for table in (fresh, old) for column in table.columns}
+        columns = tuple(
+            found.model_copy(update={"number": numbers.get(sent.name, 0)})
+            if (found := known.get((sent.name, sent.type_oid, sent.type_modifier)))
+            else _column(connection, sent.name, sent.type_oid, sent.type_modifier, numbers.get(sent.name, 0))
+            for sent in relation.columns
+        )
+        identity = _identity(relation, planned)
+        key: tuple[int, ...] = _flagged(relation) if identity is Identity.KEY else ()
+        if identity is Identity.FULL:
+            places = {column.name: i for i, column in enumerate(columns)}
+            for table in (fresh, old):
+                names = [table.columns[i].name for i in table.key]
+                if names and all(name in places for name in names):
+                    key = tuple(sorted(places[name] for name in names))
+                    break
+        name = TableId(relation.schema, relation.name)
+        leaves = tuple(
+            leaf.model_copy(update={"id": name}) if leaf.oid == relation.oid else leaf for leaf in old.leaves
+        )
+        renamed = old.renamed
+        if relation.oid == old.oid:
+            renamed = name if name != old.id else None
+        changed = old.model_copy(
+            update={
+                "columns": columns,
+                "key": key,
+                "identity": identity,
+                "leaves": leaves,
+                "definition": _definition(fresh, old, columns),
+                "renamed": renamed,
+                "objects": objects(connection, [fresh]) if fresh is not old else old.objects,
+            }
+        )
+        now = {leaf.oid: leaf.node for leaf in fresh.leaves}
+        seen = changed.model_copy(
+            update={"leaves": tuple(leaf.model_copy(update={"node": now.get(leaf.oid, leaf.node)}) for leaf in leaves)}
+        )
+        return seen.model_copy(update={"since": self._since(connection, old, seen)})
+
 
 def _later(short: int, xid: int) -> bool:
     """Whether a 32-bit transaction id is after a full one, in the half circle of ids around it."""
@@ -208,42 +330,127 @@ def _shapes(table: Table) -> list[tuple[str, int, int]]:
     return [_shape(column) for column in table.columns]
 
 
-def _today(connection: psycopg.Connection, id: TableId) -> Table | None:
-    """Return the table as the catalogue has it now; None if it is gone, or locked by whoever changes it."""
+def _essence(table: Table) -> object:
+    """Return what a target's table may be another one by: versions that are equal in this need not be told apart."""
+    definition = table.definition
+    columns = {
+        (c.name, c.source_type, c.nullable, c.default, c.identity, c.generated, c.generated_virtual, c.collation)
+        for c in definition.columns
+    }
+    constraints = [definition.primary_key, *definition.uniques, *definition.checks, *definition.foreign_keys]
+    unique = [index for index in definition.indexes if index.definition.upper().startswith("CREATE UNIQUE ")]
+    return (
+        table.name,
+        table.dropped,
+        table.columns,
+        table.key,
+        table.identity,
+        {(leaf.id, leaf.oid) for leaf in table.leaves},
+        columns,
+        {(c.name, c.definition) for c in (*constraints, *unique) if c is not None},
+        {(p.id, p.parent, p.bound, p.oid) for p in definition.partitions},
+    )
+
+
+def _await(connection: psycopg.Connection, xid: int) -> None:
+    """Return when the catalogue shows what a transaction has done to it: a commit is decoded before others see it. Not
+    for ever: one that waits for a standby may do so for long."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not replication.current_snapshot(connection).sees(xid) and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def _today(connection: psycopg.Connection, table: Table) -> Table | None:
+    """Return the table as the catalogue has it now, by the name that it has now; None if it is gone, or locked by
+    whoever changes it."""
     try:
-        return next(iter(catalogue.tables(connection, lambda table: table == id)), None)
+        name = definitions.names(connection, [table.oid]).get(table.oid)
+        return next(iter(catalogue.tables(connection, lambda id: id == name)), None) if name else None
     except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
         return None
 
 
-def _column(
-    connection: psycopg.Connection, table: TableId, name: str, type_oid: int, modifier: int, number: int
-) -> Column:
+def _column(connection: psycopg.Connection, name: str, type_oid: int, modifier: int, number: int) -> Column:
+    """Return a column by what the stream says of it. A type that was dropped since has no name any more: its values
+    are text, and no target can have a column for them."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         base = cursor.execute(queries.BASES, {"oids": [type_oid]}).fetchone()
         written = cursor.execute(TYPES, {"oid": type_oid, "modifier": modifier}).fetchone()
-    if base is None or written is None:
-        raise SchemaUnsupported(
-            f"{table}: the type of column {name} (oid {type_oid}) was dropped since the change was made",
-            remedy=LOAD_AGAIN,
-        )
     return Column(
         name=name,
-        kind=kind_of(base[1], base[2]),
-        source_type=written[0],
+        kind=kind_of(base[1], base[2]) if base else Kind.OTHER,
+        source_type=written[0] if written else "???",
         type_oid=type_oid,
         type_modifier=modifier,
         number=number,
     )
 
 
+def numbers_of(
+    sent: Sequence[RelationColumn], before: Sequence[Column], now: Sequence[Column], gone: Iterable[int]
+) -> dict[str, int]:
+    """Return the numbers of a relation's columns, by name; none if they are not certain.
+
+    The relation was described somewhere between two versions, whose columns are known by number; of those in `gone`,
+    which came and went in between, nothing else is known. Columns are described in the order of their numbers, and one
+    that is in both versions was there all the time. It is certain if there is only one way to understand that.
+    """
+    ours, theirs = ({column.number: column for column in columns} for columns in (before, now))
+    known = sorted({*ours, *theirs, *gone})
+
+    def may_be(column: RelationColumn, number: int) -> bool:
+        versions = [columns[number] for columns in (ours, theirs) if number in columns]
+        return not versions or (
+            column.name in {version.name for version in versions}
+            and (column.type_oid, column.type_modifier) in {(v.type_oid, v.type_modifier) for v in versions}
+        )
+
+    # In how many ways the columns from one on may be the numbers from one on: none, one, or more.
+    ways = [[0] * (len(known) + 1) for _ in range(len(sent) + 1)]
+    ways[len(sent)][len(known)] = 1
+    for place in reversed(range(len(known))):
+        number = known[place]
+        for i in range(len(sent) + 1):
+            found = 0 if number in ours and number in theirs else ways[i][place + 1]
+            if i < len(sent) and may_be(sent[i], number):
+                found += ways[i + 1][place + 1]
+            ways[i][place] = min(found, 2)
+    if ways[0][0] != 1:
+        return {}
+    numbers, i = {}, 0
+    for place, number in enumerate(known):
+        if i < len(sent) and may_be(sent[i], number) and ways[i + 1][place + 1]:
+            numbers[sent[i].name] = number
+            i += 1
+    return numbers
+
+
+def _details(table: Table) -> dict[int, ColumnDetails]:
+    """Return what is known of the columns by their numbers."""
+    by_name = {detail.name: detail for detail in table.definition.columns}
+    return {column.number: by_name[column.name] for column in table.columns if column.name in by_name}
+
+
 def _definition(fresh: Table, old: Table, columns: tuple[Column, ...]) -> Definition:
-    """Return what today's catalogue says, unless it has gone on already: then only the columns are brought along."""
-    if {_shape(column) for column in fresh.columns} == {_shape(column) for column in columns}:
-        return fresh.definition
-    details = {(d.name, d.source_type): d for table in (fresh, old) for d in table.definition.columns}
-    carried = tuple(
-        details.get((c.name, c.source_type)) or ColumnDetails(name=c.name, source_type=c.source_type) for c in columns
-    )
+    """Return what today's catalogue says, unless it has gone on already: then only the columns are brought along.
+
+    Whether nulls may be in a new column is told when its rows have come, not before: see `capture.definitions`.
+    """
+    there, now = _details(old), _details(fresh)
+    details = []
+    for column in columns:
+        detail = there.get(column.number)
+        if detail is None and (detail := now.get(column.number)) is not None:
+            detail = detail.model_copy(update={"nullable": True})
+        detail = detail or ColumnDetails(name=column.name, source_type=column.source_type)
+        details.append(detail.model_copy(update={"name": column.name, "source_type": column.source_type}))
+    carried = {column.name for column in columns}
     generated = tuple(d for d in old.definition.columns if d.generated)
-    return old.definition.model_copy(update={"columns": carried + generated})
+    current = {_shape(column) for column in fresh.columns} == {_shape(column) for column in columns}
+    definition = fresh.definition if current else old.definition
+    return definition.model_copy(
+        update={
+            "columns": (*details, *(d for d in generated if d.name not in carried)),
+            "partitions": old.definition.partitions,
+        }
+    )

@@ -43,6 +43,7 @@ def plan_text(pipeline: Pipeline) -> str:
 def drop_source(pipeline: Pipeline) -> str:
     """Drop slot and publications; nothing happens if they are gone."""
     from engines.postgres.connect import connect
+    from engines.postgres.definitions import drop_trigger
     from engines.postgres.errors import translated
     from engines.postgres.replication import drop_publications, drop_slot
 
@@ -52,6 +53,7 @@ def drop_source(pipeline: Pipeline) -> str:
         with contextlib.closing(connect(url, role="control", application="penstock drop")) as connection:
             drop_slot(connection, name)
             drop_publications(connection, name)
+            drop_trigger(connection, name)
     return "removed"
 
 

@@ -15,7 +15,7 @@ from conversion.ddl import column_definition, if_there, key_constraint, objects_
 from engines.postgres.connect import NEWEST
 from engines.postgres.quoting import literal, quote
 from schemas.errors import SchemaUnsupported
-from schemas.table import Column, ColumnDetails, Constraint, Objects, Partitioned, Table, TableId
+from schemas.table import Column, ColumnDetails, Constraint, Objects, Partitioned, Since, Table, TableId
 from schemas.types import Kind
 
 RELOAD = "load the table anew: `penstock reload FILE {table}`"
@@ -30,10 +30,10 @@ _CASTS = frozenset(
 )
 
 
-def additions(objects: Objects, *, version: int = NEWEST) -> list[str]:
+def additions(table: Table, *, version: int = NEWEST) -> list[str]:
     """Return what makes what a version of a table rests on, as far as it is not there. It changes nothing that is, so
     it may be made at any time before rows need it; new labels of an enumeration must be, in a transaction before."""
-    return objects_statements(objects, (), version=version)
+    return objects_statements(table.objects or Objects(), [table], version=version)
 
 
 def new_labels(type: TableId, labels: Sequence[str], there: Sequence[str]) -> list[str]:
@@ -65,28 +65,30 @@ def alter_table(old: Table, new: Table, *, made: bool, empty: bool = False, vers
 
     Raises `SchemaUnsupported` where the target's rows would not be what the source's are, unless there are none.
     """
-    if new.refused and not empty:
-        raise SchemaUnsupported(f"{new.id}: {new.refused}", remedy=RELOAD.format(table=new.id))
+    since = new.since or Since()
+    if since.refused and not empty:
+        raise SchemaUnsupported(f"{new.id}: {since.refused}", remedy=RELOAD.format(table=new.id))
     if new.dropped:
         return [f"drop table if exists {quote(*old.name)}"]
     statements = [*_name(old.name, new.name)]
     if old.objects and new.objects:
         statements += renamed_labels(old.objects, new.objects)
-    statements += _columns(old, new, version, empty)
+    statements += _columns(old, new, since, version, empty)
     if made:
         statements += _key(old, new)
-        statements += _partitions(old, new)
+        statements += _partitions(old, new, since)
     return statements
 
 
 def emptied_partitions(table: Table, *, made: bool) -> list[str]:
     """Return what empties the partitions that were emptied where this version begins."""
-    if table.emptied and not made:
+    emptied = table.since.emptied if table.since else ()
+    if emptied and not made:
         raise SchemaUnsupported(
             f"a partition of {table.id} was truncated alone, and the target's table may have others",
             remedy=RELOAD.format(table=table.id),
         )
-    return [f"truncate {quote(*partition)}" for partition in table.emptied]
+    return [f"truncate {quote(*partition)}" for partition in emptied]
 
 
 def _name(old: TableId, new: TableId) -> list[str]:
@@ -100,7 +102,7 @@ def _name(old: TableId, new: TableId) -> list[str]:
     return statements
 
 
-def _columns(old: Table, new: Table, version: int, empty: bool) -> list[str]:
+def _columns(old: Table, new: Table, since: Since, version: int, empty: bool) -> list[str]:
     table = f"alter table {quote(*new.name)}"
     before, after = _by_number(old), _by_number(new)
     details = {column.name: column for column in new.definition.columns}
@@ -116,11 +118,11 @@ def _columns(old: Table, new: Table, version: int, empty: bool) -> list[str]:
         detail = details.get(column.name) or ColumnDetails(name=column.name, source_type=column.source_type)
         was = before.get(number)
         if was is None:
-            statements += _added(table, new, column, detail, version, empty)
+            statements += _added(table, new, column, detail, since, version, empty)
             continue
         if (was.source_type, was.kind) != (column.source_type, column.kind):
             if not empty:
-                _require_cast(new, was, column)
+                _require_cast(new, since, was, column)
             statements += _retyped(table, column, known.get(was.name), detail, empty)
         statements += _changed(table, column, known.get(was.name), detail)
     added = sorted(generated - once)
@@ -164,9 +166,11 @@ def _retyped(table: str, column: Column, old: ColumnDetails | None, new: ColumnD
     return [f"{table} alter column {name} drop default", *changed, *again]
 
 
-def _added(table: str, new: Table, column: Column, detail: ColumnDetails, version: int, empty: bool) -> list[str]:
+def _added(
+    table: str, new: Table, column: Column, detail: ColumnDetails, since: Since, version: int, empty: bool
+) -> list[str]:
     """Add a column so that the rows that are there show what the source's do, whatever its default gives today."""
-    if not empty and (detail.identity or (detail.default and not detail.missing and new.rewritten)):
+    if not empty and (detail.identity or (detail.default and not detail.missing and since.rewritten)):
         raise SchemaUnsupported(
             f"{new.id}: column {column.name} was added with values of its own for each row that was there",
             remedy=RELOAD.format(table=new.id),
@@ -196,11 +200,11 @@ def _changed(table: str, column: Column, old: ColumnDetails | None, new: ColumnD
         yield f"{table} alter column {name} {f'set default {new.default}' if new.default else 'drop default'}"
 
 
-def _require_cast(table: Table, old: Column, new: Column) -> None:
+def _require_cast(table: Table, since: Since, old: Column, new: Column) -> None:
     """Raise unless the rows that are there have, by the column's new type, the values that the source's have."""
-    if not table.rewritten and old.kind == new.kind:
+    if not since.rewritten and old.kind == new.kind:
         return  # the source has not touched its rows, so a value is what it was
-    if table.recast and (old.kind, new.kind) in _CASTS:
+    if since.recast and (old.kind, new.kind) in _CASTS:
         return
     raise SchemaUnsupported(
         f"{table.id}: column {new.name} was {old.source_type} and is {new.source_type} now; what the rows that were"
@@ -249,7 +253,7 @@ def _numbers(constraint: Constraint, table: Table) -> list[int]:
     return [numbers.get(name, 0) for name in constraint.columns]
 
 
-def _partitions(old: Table, new: Table) -> list[str]:
+def _partitions(old: Table, new: Table, since: Since) -> list[str]:
     """Return what lets the target's table have the partitions that the source's has."""
     before = {partition.oid: partition for partition in old.definition.partitions}
     after = {partition.oid: partition for partition in new.definition.partitions}
@@ -258,9 +262,9 @@ def _partitions(old: Table, new: Table) -> list[str]:
     for oid, partition in before.items():
         if oid in after:
             statements += _name(partition.id, after[oid].id)
-    dropped = {partition.id for partition in gone if partition.id not in new.detached}
+    dropped = {partition.id for partition in gone if partition.id not in since.detached}
     for partition in gone:
-        if partition.id in new.detached:
+        if partition.id in since.detached:
             statements.append(f"alter table {quote(*partition.parent)} detach partition {quote(*partition.id)}")
         elif partition.parent not in dropped:
             statements.append(f"drop table {quote(*partition.id)}")

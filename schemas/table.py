@@ -110,6 +110,16 @@ class Leaf(_Model):
     rows: int = 0
 
 
+class Since(_Model):
+    """What happened to a table between the version before and this one, and does not show in either."""
+
+    emptied: tuple[TableId, ...] = ()  # partitions that were emptied where this version begins
+    detached: tuple[TableId, ...] = ()  # that were partitions, and are tables of their own now
+    rewritten: bool = False  # the source may have changed rows without a word
+    recast: bool = False  # columns of another type got it by its default cast, by nothing else
+    refused: str = ""  # why rows that are at a target can't be brought from the version before to this one
+
+
 class Table(_Model):
     """One version of a table as its changes and its load are recorded.
 
@@ -124,14 +134,11 @@ class Table(_Model):
     identity: Identity = Identity.KEY
     leaves: tuple[Leaf, ...] = ()
     definition: Definition = Definition()
+    oid: int = 0  # the source's own number of the table; 0 where the engine has none
     renamed: TableId | None = None  # how the source calls it, if not any more by what it was chosen by
     objects: Objects | None = None  # what it rests on; of the first version the setup tells, for all tables together
-    emptied: tuple[TableId, ...] = ()  # its partitions that were emptied where this version begins
-    detached: tuple[TableId, ...] = ()  # that were its partitions, and are tables of their own from here on
-    rewritten: bool = False  # since the version before the source may have changed rows without a word
-    recast: bool = False  # columns that have another type got it by its default cast, by nothing else
-    refused: str = ""  # why rows that are at a target can't be brought from the version before to this one
     dropped: bool = False  # from here on the source has no such table
+    since: Since | None = None  # of the first version there is none
 
     @property
     def name(self) -> TableId:

@@ -17,6 +17,7 @@ from codec.copy import CopyDecoder
 from engines.postgres.asking import ask, run
 from engines.postgres.catalogue import objects, tables
 from engines.postgres.connect import connect, is_sql_ascii
+from engines.postgres.definitions import make_trigger
 from engines.postgres.errors import translated
 from engines.postgres.quoting import literal, quote
 from engines.postgres.replication import (
@@ -135,11 +136,11 @@ class PostgresReader:
     def plan(self, table: Table) -> Planned:
         connection = self._open()
         with translated("source", f"planning {table.id}"):
-            found = ask(connection, LEAVES, schema=table.id.schema, name=table.id.name)
+            found = ask(connection, LEAVES, schema=table.name.schema, name=table.name.name)
         ranges = connection.info.server_version >= 140_000
         chunks: list[Chunk] = []
         # A partitioned table without partitions, or one that was dropped, has one chunk without rows.
-        for schema, name, pages, size, density in found or [(*table.id, 0, 0, None)]:
+        for schema, name, pages, size, density in found or [(*table.name, 0, 0, None)]:
             for lower, upper, rows in divide(pages if ranges else 0, size, density):
                 chunks.append(Chunk(len(chunks), schema, name, lower, upper, rows))
         leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in chunks))
@@ -149,9 +150,9 @@ class PostgresReader:
         expected = {column.name for column in table.definition.columns} or {column.name for column in table.columns}
         with translated("source", f"looking at {table.id}"):
             # The query's description is of now; the catalogue's tables would show what the snapshot sees.
-            if not ask(self._open(), "select 1 where to_regclass(%(name)s) is not null", name=quote(*table.id)):
+            if not ask(self._open(), "select 1 where to_regclass(%(name)s) is not null", name=quote(*table.name)):
                 return False
-            described = self._open().pgconn.exec_(f"select * from only {quote(*table.id)} limit 0".encode())
+            described = self._open().pgconn.exec_(f"select * from only {quote(*table.name)} limit 0".encode())
             if described.status != pq.ExecStatus.TUPLES_OK:
                 raise psycopg.errors.error_from_result(described)
             names = [described.fname(place) or b"" for place in range(described.nfields)]
@@ -182,12 +183,12 @@ class PostgresReader:
         names = ", ".join(f"k{place}" for place in range(len(wanted)))
         conditions = " and ".join(_equals(column, f"wanted.k{place}") for place, column in enumerate(wanted))
         with translated("source", f"reading {table.id}"):
-            only = "" if _is_partitioned(self._open(), table.id) else "only "
+            only = "" if _is_partitioned(self._open(), table.name) else "only "
             if not any(_by_text(column) for column in wanted):
                 _execute(self._open(), NESTED_LOOPS)
         yield from self._copy(
             version,
-            f"select {columns(table, 'found')} from unnest({lists}) wanted({names}), {only}{quote(*table.id)} found"
+            f"select {columns(table, 'found')} from unnest({lists}) wanted({names}), {only}{quote(*table.name)} found"
             f" where {conditions}",
         )
 
@@ -391,6 +392,7 @@ class PostgresSnapshotSource:
             drop_slot(control, self._name)
             # Before the slot: changes are decoded with the catalogue of their time.
             make_publications(control, self._name, tables)
+            make_trigger(control, self._name)
             forget_release(control, self._name)
             created = create_slot(self._url, self._name, failover=True, on_wait=_waiting)
             held: HeldSnapshot | None = None

@@ -202,6 +202,7 @@ def _table(details: _Details, oid: int) -> Table:
         identity=identity,
         leaves=tuple(_leaf(details, leaf) for leaf in details.catalogue.leaves(oid)),
         definition=_definition(details, oid, tuple(all_columns), names),
+        oid=oid,
     )
 
 

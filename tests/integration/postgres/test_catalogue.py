@@ -43,7 +43,7 @@ def comparable(table: Table) -> Table:
     leaves = tuple(Leaf(id=leaf.id) for leaf in table.leaves)
     partitions = tuple(partition.model_copy(update={"oid": 0}) for partition in table.definition.partitions)
     definition = table.definition.model_copy(update={"partitions": partitions})
-    return table.model_copy(update={"columns": columns, "leaves": leaves, "definition": definition})
+    return table.model_copy(update={"columns": columns, "leaves": leaves, "definition": definition, "oid": 0})
 
 
 def make(conn: psycopg.Connection, tables: list[Table], objects: Objects) -> None:

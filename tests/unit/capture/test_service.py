@@ -13,14 +13,14 @@ import pytest
 from pydantic import SecretStr
 
 from capture import loop, source
-from capture.relations import matches
+from capture.relations import matches, numbers_of
 from capture.tables import TableVersions
 from codec.pgoutput import Relation, RelationColumn
 from schemas.errors import ConfigInvalid, LogRewound
 from schemas.frontier import Commit, Setup
 from schemas.pipeline import Pipeline
 from schemas.record import encode_control
-from schemas.table import Column, Identity, Table, TableId
+from schemas.table import Column, Identity, Leaf, Table, TableId
 from schemas.types import Kind
 from transport.log import LogReader, Partition
 from transport.memory import MemoryLog
@@ -120,7 +120,12 @@ def column(name: str, oid: int = 23, modifier: int = -1) -> Column:
     return Column(name=name, kind=Kind.INT32, source_type="integer", type_oid=oid, type_modifier=modifier)
 
 
-TABLE = Table(id=TableId("public", "t"), columns=(column("a"), column("b")), key=(0,))
+TABLE = Table(
+    id=TableId("public", "t"),
+    columns=(column("a"), column("b")),
+    key=(0,),
+    leaves=(Leaf(id=TableId("public", "t"), oid=16384),),
+)
 
 
 @pytest.fixture
@@ -177,3 +182,31 @@ def test_with_full_identity_every_column_is_flagged_and_the_key_is_the_version_s
     full = TABLE.model_copy(update={"identity": Identity.FULL})
     sent = relation(("a", True, 23, -1), ("b", True, 23, -1), identity="f")
     assert matches(full, sent, Identity.FULL)
+
+
+def numbered(*columns: tuple[int, str]) -> list[Column]:
+    return [column(name).model_copy(update={"number": number}) for number, name in columns]
+
+
+@pytest.mark.parametrize(
+    ("sent", "before", "now", "gone", "numbers"),
+    [
+        pytest.param("ab", "1a 2b", "1a 2b", [], "a1 b2", id="nothing"),
+        pytest.param("abc", "1a 2b", "1a 2b 3c", [], "a1 b2 c3", id="added"),
+        pytest.param("ac", "1a 2b", "1a 2c", [], "a1 c2", id="renamed"),
+        pytest.param("ac", "1a 2b", "1a 3c", [], "a1 c3", id="dropped, another added"),
+        pytest.param("ab", "1a 2b", "1a 3b", [], "", id="the same name, dropped or dropped and added"),
+        pytest.param("abc", "1a 2b", "1a 2b", [3], "a1 b2 c3", id="added, and dropped since"),
+        pytest.param("abc", "1a 2b", "1a 2b 4c", [3], "", id="added, dropped and added again: either"),
+        pytest.param("ba", "1a 2b", "1b 2a", [], "b1 a2", id="names swapped"),
+        pytest.param("axc", "1a 2b", "1a 2x 3d", [], "", id="a name that no version has"),
+        pytest.param("avomfd", "1a 2v 3o", "1a 2w 4m 5f 6d", [], "a1 v2 o3 m4 f5 d6", id="many changes"),
+    ],
+)
+def test_numbers_of_columns_are_found_where_there_is_one_way_to(
+    sent: str, before: str, now: str, gone: list[int], numbers: str
+) -> None:
+    ours, theirs = (numbered(*((int(c[0]), c[1]) for c in text.split())) for text in (before, now))
+    described = relation(*((name, False, 23, -1) for name in sent)).columns
+    expected = {item[0]: int(item[1]) for item in numbers.split()}
+    assert numbers_of(described, ours, theirs, gone) == expected
