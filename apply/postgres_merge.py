@@ -178,7 +178,22 @@ class Writer:
 
     def copy(self, parts: Iterable[bytes], binary: bool) -> int:
         """Write new rows straight into the table, and return how many."""
+        if not self.names:
+            # No list of columns may be empty, and of each row there is nothing but its beginning or its end.
+            rows = sum(map(len, parts)) // (2 if binary else 1)
+            return self.run(f"insert into {self.name} select from generate_series(1, {rows})")
         return self.session.copy(f"copy {self.name} ({self.listed}) from stdin", parts, binary=binary, label=self.id)
+
+    @property
+    def insert(self) -> str:
+        """The statement that inserts one row of parameters.
+
+        They are not cast: assignment to the column is what finds their types, and refuses what is too long.
+        """
+        if not self.names:
+            return f"insert into {self.name} default values"
+        values = ", ".join(f"${at}" for at in range(1, len(self.names) + 1))
+        return f"insert into {self.name} ({self.listed}) overriding system value values ({values})"
 
     def stage(self, what: str, columns: Sequence[str]) -> str:
         """Return an empty stage with these columns; `origins` stand for those of the key once more."""
@@ -403,12 +418,9 @@ class Work:
     def _insert(self) -> None:
         writer = self.writer
         count, data = self._net.rows()
-        if not self._net.binary and count <= DIRECT:
-            # Not prepared with types: assignment to the column is what finds them, and refuses what is too long.
-            values = ", ".join(f"${at}" for at in range(1, len(writer.names) + 1))
-            sql = f"insert into {writer.name} ({writer.listed}) overriding system value values ({values})"
+        if not self._net.binary and count <= DIRECT and writer.names:
             for row in texts(data):
-                self._session.queue(sql, row, label=writer.id)
+                self._session.queue(writer.insert, row, label=writer.id)
         elif count:
             writer.copy([data], self._net.binary)
 
@@ -487,14 +499,15 @@ class Work:
         writer = self.writer
         # Partitions count their rows each from the beginning, so a place is a partition and a row in it.
         of_root = writer.shape.relkind == "p"
-        values = ", ".join(f"${at}" for at in range(1, len(writer.names) + 1))
-        insert = f"insert into {writer.name} ({writer.listed}) overriding system value values ({values})"
         for op, before, after in self._net.changes():
             if before is None:
                 assert after is not None
-                self._session.queue(insert, _encoded(after), self._one_row, writer.id)
+                self._session.queue(writer.insert, _encoded(after), self._one_row, writer.id)
                 continue
-            first = 1 if after is None or op is Op.DELETE else len(writer.names) + 1
+            if after is not None and not writer.names:
+                continue  # of columns that the target makes by itself
+            in_place = op is not Op.DELETE and not writer.fixed
+            first = len(writer.names) + 1 if in_place else 1
             given = [value for value in before if value is not None]
             where = self._equal(before, first)
             place = f"(select ctid from {writer.target} where {where} limit 1)"
@@ -503,9 +516,11 @@ class Work:
                 found = f"(tableoid, ctid) = ({row})"
             else:
                 found = f"ctid = {place}"
-            if op is Op.DELETE:
+            if not in_place:
                 sql = f"delete from {writer.target} where {found}"
                 self._session.queue(sql, _encoded(given), self._one_row, writer.id)
+                if after is not None:
+                    self._session.queue(writer.insert, _encoded(after), self._one_row, writer.id)
             else:
                 assert after is not None
                 sets = ", ".join(f"{name} = ${at}" for at, name in enumerate(writer.names, 1))

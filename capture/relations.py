@@ -276,6 +276,11 @@ class Relations:
             last = max((column.number for column in old.columns), default=0)
             gone = definitions.dropped_behind(connection, relation.oid, last)
             numbers = numbers_of(relation.columns, old.columns, fresh.columns, gone)
+        if relation.oid != old.oid:
+            # A partition numbers its columns by itself, and may have them in another order; their names are the root's.
+            sent_shapes = sorted((sent.name, sent.type_oid, sent.type_modifier) for sent in relation.columns)
+            same = next((table for table in (fresh, old) if sorted(_shapes(table)) == sent_shapes), None)
+            numbers = {column.name: column.number for column in same.columns} if same else numbers
         known = {_shape(column): column for table in (fresh, old) for column in table.columns}
         columns = tuple(
             found.model_copy(update={"number": numbers.get(sent.name, 0)})

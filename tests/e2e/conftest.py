@@ -90,6 +90,9 @@ class Project:
     def differences(self, target: str | None = None) -> list[str]:
         return [str(difference) for difference in compare(self.source, target or self.target, ["shop.*"])]
 
+    def all_differences(self) -> list[str]:
+        return [str(difference) for difference in compare(self.source, self.target)]
+
     def wait_until(self, what: str, reached: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
         """Look again and again; fail when the run has ended, or after long."""
         deadline = time.monotonic() + SECONDS
