@@ -20,7 +20,8 @@ alter table shop.not_valid add constraint positive check (n > 0) not valid;
 alter table shop.not_valid add constraint known foreign key (parent) references shop.not_valid not valid;
 
 create table shop.booked (id int primary key, during int4range, exclude using gist (during with &&));
-create table shop.deferred (id int primary key deferrable initially deferred, n int unique deferrable initially deferred);
+create table shop.deferred (id int primary key deferrable initially deferred,
+    n int unique deferrable initially deferred);
 alter table shop.deferred replica identity full;
 create table shop.swapped (id int primary key, n int not null unique, u int unique deferrable);
 
@@ -68,7 +69,8 @@ create table shop.none ();
 alter table shop.none replica identity full; alter table shop.only_made replica identity full;
 
 create table "We.ird %s ""x"" select"."Table.of ""%s"" $1 :x" (
-    "select" int primary key, "a b" text, "%s" int, "100%" text, "Ünï;--" text, "quo""te" text, "{LONGEST}" int, "$1" int
+    "select" int primary key, "a b" text, "%s" int, "100%" text, "Ünï;--" text, "quo""te" text, "{LONGEST}" int,
+    "$1" int
 );
 create table "We.ird %s ""x"" select"."{LONGEST}" (id int primary key, "{LONGEST}" text);
 create index "index.on ""it"" %s" on "We.ird %s ""x"" select"."Table.of ""%s"" $1 :x" ("100%");
@@ -93,7 +95,8 @@ insert into shop.parts (day, id, t) select date '2023-12-20' + n % 20, n, repeat
     from generate_series({0}, {1}) n;
 insert into shop.unequal select format('{{"a":  %s}}', n % 5)::json, point(n % 3, 'NaN'), '{{1,-1,0}}', '((0,0),(1,1))',
     '7', array['{{ }}'::json], 'a b', array[point(n, -0.0)] from generate_series({0}, {1}) n;
-insert into shop.numbers select n, (n || '.0' || repeat('0', n % 3))::numeric, repeat('t', 3000) from generate_series({0}, {1}) n;
+insert into shop.numbers select n, (n || '.0' || repeat('0', n % 3))::numeric, repeat('t', 3000)
+    from generate_series({0}, {1}) n;
 insert into shop.made (t) select repeat(n::text, 500) from generate_series({0}, {1}) n;
 insert into shop.made_without_key (t) select n from generate_series({0}, {1}) n;
 insert into shop.only_made select from generate_series({0}, {1}) n;
@@ -119,7 +122,8 @@ update shop.ruled set n = -n; delete from shop.ruled where id % 3 = 0;
 update shop.triggered set id = id; delete from shop.triggered where id % 3 = 0;
 update shop.dropped set last = -last where id % 2 = 0; delete from shop.dropped where id % 5 = 0;
 update only shop.parent set b = 'older' where c % 2 = 0; delete from shop.parent where c % 7 = 0;
-update shop.child set d = d + c where a = 1; update shop.a_niece set z = z || id, c = -c; update only shop.aunt set c = -c;
+update shop.child set d = d + c where a = 1; update shop.a_niece set z = z || id, c = -c;
+update only shop.aunt set c = -c;
 update shop.parts set day = day + 15 where id % 4 = 0; update shop.parts set id = -id where id % 5 = 0;
 delete from shop.parts where id % 6 = 0;
 update shop.unequal set p = point(9, 9) where ctid in (select min(ctid) from shop.unequal group by j::text);
@@ -137,7 +141,8 @@ update shop.one_without_key set t = 'x' where ctid in (select min(ctid) from sho
 delete from shop.one_without_key where ctid in (select max(ctid) from shop.one_without_key group by t);
 update "We.ird %s ""x"" select"."Table.of ""%s"" $1 :x" set "100%" = '%%s', "select" = -"select" where "%s" % 2 = 0;
 delete from "We.ird %s ""x"" select"."Table.of ""%s"" $1 :x" where "%s" % 3 = 0;
-update "We.ird %s ""x"" select"."{longest}" set "{longest}" = '%'; update shop."order" set "user" = -"user", "group" = '%s'
+update "We.ird %s ""x"" select"."{longest}" set "{longest}" = '%';
+update shop."order" set "user" = -"user", "group" = '%s'
 """
 
 
