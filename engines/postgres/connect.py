@@ -64,7 +64,7 @@ def connect(url: str, *, role: Role, autocommit: bool = True, application: str) 
     own = {"row_security": "off"} if role == "reader" else {}
     connection = psycopg.connect(_conninfo(url, application_name=application), autocommit=True)
     try:
-        execute(connection.pgconn, _settle(connection.info.server_version, own))
+        connection.execute(_settle(connection.info.server_version, own).encode())
         connection.autocommit = autocommit
     except BaseException:
         connection.close()

@@ -8,6 +8,7 @@ A connection for replication is passed through, and never shared.
 from __future__ import annotations
 
 import contextlib
+import select
 import selectors
 import socket
 import struct
@@ -29,13 +30,17 @@ class _Server:
         self.socket.sendall(_LENGTH.pack(len(startup) + 4) + startup)
         self.greeting = b""  # what every client is told when it has this connection
         self.status = b""
-        while self.status == b"":
-            kind, body = _message(self.socket)
-            self.greeting += kind + _LENGTH.pack(len(body) + 4) + body
-            if kind == b"E":
-                raise ConnectionRefusedError(self.greeting)
-            if kind == b"Z":
-                self.status = body
+        try:
+            while self.status == b"":
+                kind, body = _message(self.socket)
+                self.greeting += kind + _LENGTH.pack(len(body) + 4) + body
+                if kind == b"E":
+                    raise ConnectionRefusedError(self.greeting)
+                if kind == b"Z":
+                    self.status = body
+        except OSError:
+            self.socket.close()
+            raise
 
     def reset(self) -> bool:
         """Make it as it was; False if the client left it in a transaction, as PgBouncer closes it then."""
@@ -106,12 +111,16 @@ class Pooler:
             except ConnectionRefusedError as refused:
                 client.sendall(refused.args[0])
                 return
-            client.sendall(server.greeting)
-            if self._carry(client, server) and not replicates and server.reset():
-                with self._lock:
-                    self._pool.setdefault(key, []).append(server)
-            else:
-                server.socket.close()
+            again = False
+            try:
+                client.sendall(server.greeting)
+                again = self._carry(client, server) and not replicates and server.reset()
+            finally:
+                if again:
+                    with self._lock:
+                        self._pool.setdefault(key, []).append(server)
+                else:
+                    server.socket.close()
 
     def _startup(self, client: socket.socket) -> bytes:
         while True:
@@ -124,9 +133,12 @@ class Pooler:
     def _lend(self, key: bytes, startup: bytes, *, fresh: bool) -> _Server:
         with self._lock:
             pool = self._pool.get(key, [])
-            if pool and not fresh:
-                self.shared += 1
-                return pool.pop()
+            while pool and not fresh:
+                server = pool.pop()
+                if not select.select([server.socket], [], [], 0)[0]:  # else it was ended meanwhile
+                    self.shared += 1
+                    return server
+                server.socket.close()
         return _Server(self._address, startup)
 
     def _carry(self, client: socket.socket, server: _Server) -> bool:

@@ -91,5 +91,6 @@ def test_settings_that_end_sessions_and_poolers_in_between_change_nothing(
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(30) == 0, world.told()
     run = world.start()
+    world.source, world.targets = source_db, {"copy": target_db}  # to be looked at; the file has the others
     world.finish(run)
     assert source.shared and target.shared

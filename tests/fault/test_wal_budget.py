@@ -60,7 +60,7 @@ def test_the_budget_of_the_sources_log_is_told_and_kept(
         for again in (run, world.start()):
             began = time.monotonic()
             assert again.process.wait(30) == 3
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 20
             told = again.output.read_text()
             assert f"replication slot {name} was let go: the source kept " in told
             assert "wal-budget is 50.0 MB" in told and "run it again with prepare: drop-and-create" in told
