@@ -55,6 +55,7 @@ def _reloaded(issued: Issued, table: TableProgress) -> TableProgress:
         progress=NOWHERE,
         snapshot=-1,
         rows=0,
+        tied=False,
         error="",
         remedy="",
         stopped_in="",

@@ -329,6 +329,7 @@ class PostgresTarget:
 
     def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
         table = before.table
+        self._builder.give_up(table.id)  # it would be waited for
         try:
             with self._transaction(f"emptying {table.id}", durable=True) as session:
                 # First the state: that waits for whoever loads a chunk, and keeps everybody else from beginning.

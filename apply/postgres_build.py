@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,15 @@ class Builder:
             raise job.error
         return True
 
+    def give_up(self, table: TableId) -> None:
+        """End what is being made for a table; nothing of the statement under way stays behind."""
+        for name in [name for name in self._jobs if name[1] == table]:
+            del self._jobs[name]
+            if name in self._waiting:
+                self._waiting.remove(name)
+            if (connection := self._running.pop(name, None)) is not None:
+                _cancel(connection)
+
     def poll(self) -> list[Name]:
         """Look how far everything is, begin what waits, and return the lists that have ended meanwhile."""
         ended = [name for name, connection in list(self._running.items()) if self._look(name, connection)]
@@ -106,12 +116,17 @@ class Builder:
     def close(self) -> None:
         """End everything that runs; what is not finished leaves nothing behind."""
         for connection in self._running.values():
-            connection.cancel_safe(timeout=1.0)
-            connection.close()
+            _cancel(connection)
         for connection in self._idle:
             connection.close()
         for collected in (self._jobs, self._waiting, self._running, self._idle):
             collected.clear()
+
+
+def _cancel(connection: psycopg.Connection) -> None:
+    with contextlib.suppress(psycopg.Error):
+        connection.cancel_safe(timeout=1.0)
+    connection.close()
 
 
 def _send(connection: psycopg.Connection, job: _Job) -> None:

@@ -153,7 +153,8 @@ def snapshot(
 ) -> None:
     """Load: read tables into the log, chunk by chunk.
 
-    Ends when all are read. Any number of these may run, on any machines.
+    With `mode: load` it ends when all are read; else it runs until stopped, for tables that are to be loaded anew. Any
+    number of these may run, on any machines.
 
     \b
     Example:  penstock snapshot pipeline.yaml --workers 4
@@ -323,6 +324,20 @@ def resume(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = 
     Example:  penstock resume pipeline.yaml public.orders
     """
     _command("resume", file, tables, target, no_wait, as_json)
+
+
+@app.command()
+@_told
+def reload(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = False, as_json: AsJson = False) -> None:
+    """Load tables anew, while all others go on.
+
+    Whatever state they are in, also after they have failed, were skipped, or somebody has written to the target. What
+    a target has of them stays until the new load begins there. Ends when it is about to begin: see `penstock status`.
+
+    \b
+    Example:  penstock reload pipeline.yaml public.orders --target reports
+    """
+    _command("reload", file, tables, target, no_wait, as_json)
 
 
 @app.command()

@@ -16,12 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from apply.commands import is_due
 from apply.target import MakeTarget, Progress, TableProgress, find_target
 from control.status import TargetView
 from control.wiring import exists
 from schemas.errors import LOAD_TABLE_AGAIN, LogRewound
 from schemas.events import EventKind
-from schemas.frontier import Freed, Plan, Setup, Trimmed
+from schemas.frontier import Freed, Plan, Setup, Trimmed, Unneeded
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
 from schemas.states import STOPPED, TableState
@@ -72,6 +73,17 @@ class Held(Exception):
     """Nothing may be trimmed; the message says why."""
 
 
+def to_be_loaded(answers: Sequence[Answer], chunks: Chunks) -> dict[tuple[str, TableId], int]:
+    """Return what is to be loaded anew and has not heard of it yet, with the offsets of the commands."""
+    return {
+        (answer.name, issued.table): issued.offset
+        for issued in chunks.commands
+        if issued.reloads
+        for answer in answers
+        if issued.table in answer.tables and is_due(issued, answer.tables[issued.table], answer.name)
+    }
+
+
 def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Chunks, mode: Mode) -> int:
     """Return the offset in `p.frontier` before which nothing is needed by any target. Raises `Held`.
 
@@ -86,6 +98,8 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
     for answer in answers:
         if answer.error:
             raise Held(f"target {answer.name} can't be asked: {answer.error}")
+        for name, table in to_be_loaded([answer], chunks):
+            raise Held(f"{table} on target {name} is to be loaded anew")
         for table, progress in answer.tables.items():
             if progress.state in {TableState.LIVE, TableState.SKIPPED}:
                 continue
@@ -106,13 +120,18 @@ def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Parti
     `Freed` tells it.
     """
     ends, needed = dict(chunks.superseded), dict[Partition, int]()
+    coming = to_be_loaded(answers, chunks)
     for partition, end in still.items():
         ends[partition] = max(ends.get(partition, 0), end)
     for table, load in chunks.tables.items():
         if load.plan is None:
             continue
         progresses = [(answer, answer.tables[table]) for answer in answers if table in answer.tables]
-        waiting = [_has(answer, progress, load.plan) for answer, progress in progresses if _loads(progress, load)]
+        waiting = [
+            _has(answer, progress, load.plan)
+            for answer, progress in progresses
+            if _loads(progress, load) or (answer.name, table) in coming
+        ]
         for number, manifest in load.manifests.items():
             if manifest.start == manifest.end:
                 continue
@@ -187,6 +206,7 @@ class Trimmer:
         self._let_go: set[tuple[str, TableId]] = set()  # failed tables for which people were told nothing is kept
         self._said: Trimmed | None = None  # the farthest that was announced
         self._said_until = 0  # the offset behind the last announcement
+        self._known = 0  # how far `p.chunks` was read when the targets were asked
         self._unchecked = False  # whether it was not looked yet for whom that was news
 
     def step(self) -> bool:
@@ -289,6 +309,8 @@ class Trimmer:
         try:
             # Not when others begin: to read thousands of tables takes a while.
             self._chosen = self._chosen or rules.chosen(self._setup, Tables(self._reader, self._topics))
+            self._chunks.refresh()
+            self._known = self._chunks.next
             answers = [self._ask(view) for view in self._views]
             if full >= limits.sweep_from:
                 answers = [self._without_stopped(answer, full) for answer in answers]
@@ -315,7 +337,12 @@ class Trimmer:
     def _without_stopped(self, answer: Answer, full: float) -> Answer:
         """Leave out the tables that have failed or are paused: all others would come to a stop for them when the log is
         full."""
-        tables = {table: held for table, held in answer.tables.items() if held.state not in STOPPED}
+        coming = to_be_loaded([answer], self._chunks)
+        tables = {
+            table: held
+            for table, held in answer.tables.items()
+            if held.state not in STOPPED or (answer.name, table) in coming
+        }
         for table in answer.tables.keys() - tables.keys():
             state = answer.tables[table].state
             if state is not TableState.SKIPPED and (answer.name, table) not in self._let_go:
@@ -434,6 +461,10 @@ class Trimmer:
             self._loads_at = self._chunks.next
             # As far as they reach now: what comes behind is for targets that are admitted from here on.
             loads = [(partition, self._log.offsets(partition).end) for partition in self._load_partitions()]
+        if not self._is_unneeded():
+            self._loads_at = -1
+            self._look_at = 0.0
+            return
         self._say(Trimmed(offset, frontier.epoch, frontier.after, self._commit_time, self._max_xid, self._micros()))
         self._todo.extend(self._ends.items())
         self._todo.extend(loads)
@@ -441,6 +472,13 @@ class Trimmer:
         self._ends.clear()
         self._unfinished = False
         self._count = self._records = 0
+
+    def _is_unneeded(self) -> bool:
+        """Say that nobody needs what is about to be forgotten, and return whether that counts: it does not if somebody
+        has asked meanwhile for a table to be loaded anew."""
+        self._control().put(self._topics.chunks, encode_control(Unneeded(self._max_xid, self._known, self._micros())))
+        self._chunks.refresh()
+        return self._chunks.unneeded[1]
 
     def _say(self, trimmed: Trimmed) -> None:
         self._said_until = self._control().put(self._topics.control, encode_control(trimmed), b"trimmed") + 1

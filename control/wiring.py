@@ -88,7 +88,7 @@ class _NotYet:
 
 
 def holder(pipeline: Pipeline, stop: StopSignal) -> Make:
-    """The holder: sets the source up, holds snapshots; ends when every table has been read."""
+    """The holder: sets the source up, holds snapshots as long as tables are read; ends with a load."""
     from snapshot.holder import open as open_holder
 
     @contextmanager

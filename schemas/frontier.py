@@ -185,6 +185,20 @@ class Freed:
     at: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unneeded:
+    """No target needs the frontiers up to this transaction id any more. In `p.chunks`, before they are forgotten.
+
+    It counts only if no command to load a table anew stands between `known`, up to where whoever says so had read, and
+    this: he did not know who is going to need what. A snapshot that is taken behind it shows all up to `max_xid`, or no
+    table is read in it: the log does not tell the rest.
+    """
+
+    max_xid: int
+    known: int  # the next offset of `p.chunks` that he had not read when he asked the targets
+    at: int
+
+
 class CommandKind(StrEnum):
     """What can be asked for a table while everything else runs."""
 
@@ -210,7 +224,7 @@ class Command:
     at: int
 
 
-ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Command
+ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Unneeded | Command
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ from schemas.frontier import (
     SnapshotTaken,
     TableRegistered,
     Trimmed,
+    Unneeded,
 )
 from schemas.table import Table
 from schemas.types import AVRO
@@ -161,6 +162,7 @@ _CONTROL: dict[int, type[Any]] = {
     10: Freed,
     11: Command,
     12: Event,
+    13: Unneeded,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}

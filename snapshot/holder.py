@@ -50,7 +50,8 @@ _log = logging.getLogger(__name__)
 class Holder:
     """The holder of one pipeline, as a machine of small steps.
 
-    `done` says that there is nothing left to do, for good. After an exception the holder is over, and so are its
+    `done` says that there is nothing left to do, for good: as long as a pipeline follows changes, somebody may ask for
+    a table to be loaded anew, and so for a snapshot. After an exception the holder is over, and so are its
     snapshots: `close` it and make another.
     """
 
@@ -277,8 +278,9 @@ class Holder:
             if rules.all_complete(setup, self._tables, self._chunks):
                 for number in list(self._held):
                     self._drop(number)
-                self.done = True
-                return True
+                self._changed = self._wants = False
+                self.done = setup.mode == Mode.LOAD
+                return self.done
             self._wants = self._wanted(setup)
             self._retire(setup)
             # With very many tables that takes its time, and each of them brings news.
@@ -334,7 +336,7 @@ class Holder:
         used = {n for table in rules.chosen(setup, self._tables) for n in self._chunks.of(table).snapshots()}
         earlier = [setup.visibility, *(self._chunks.snapshots[number].visibility for number in used)]
         sees_all = all(held.visibility.sees_all_of(visibility) for visibility in earlier)
-        if not sees_all or held.visibility.xmin <= self._chunks.forgotten:
+        if not sees_all or held.visibility.xmin <= self._chunks.shown_by_all:
             held.close()
             self.snapshots_refused += 1
             self._again_at = self._clock() + _AGAIN_SECONDS

@@ -33,12 +33,14 @@ from schemas.errors import (
     SchemaUnsupported,
     SnapshotLost,
 )
+from schemas.events import EventKind
 from schemas.frontier import HEAL, Manifest, Plan, Setup
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control
 from schemas.table import TableId
 from snapshot import heal, rules
 from snapshot.reader import GONE, Comparer, Reader, Rows, reader_factory
+from transport.events import Teller
 from transport.log import Block, Log, LogReader, LogWriter, Membership, Partition
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, TableChunks, Tables, read_setup
@@ -135,9 +137,9 @@ class SnapshotWorker:
     """One worker of a pipeline, as a machine of small steps.
 
     `number` is its own among all workers that run: it owns that partition of every load topic. `done` says that
-    every table is complete, once the holder has told of all `targets`: a new one may need another load. After an
-    exception the worker is over: `close` it and make another; chunks that were read but were not final yet are read
-    again.
+    every table of a pipeline that only loads is complete, once the holder has told of all `targets`: a new one may need
+    another load. One that follows changes as well may have to read a table again at any time. After an exception the
+    worker is over: `close` it and make another; chunks that were read but were not final yet are read again.
     """
 
     def __init__(
@@ -160,6 +162,7 @@ class SnapshotWorker:
         self._stack = contextlib.ExitStack()
         self._reader: LogReader | None = None
         self._views: _Views | None = None
+        self._teller = Teller(log, topics, f"snapshot-{number}", now)
         self._load, self._control = _Writer(log, f"load-{number}"), _Writer(log, "control")
         self._engine: Reader | None = None
 
@@ -259,6 +262,7 @@ class SnapshotWorker:
         self._drop_engine()
         self._drop_load()
         self._control.drop()
+        self._teller.close()
         with contextlib.suppress(Exception):
             self._stack.close()
 
@@ -383,12 +387,22 @@ class SnapshotWorker:
         if self._targets and (admitted is None or not self._targets <= set(admitted.targets)):
             return False
         if not left:
-            self.done = True
-            return True
+            return self._rest(views.setup)
         if all(table in self._aside for table in left):
             for table in left:
                 if now - self._bad[table] >= ASIDE_SECONDS:
                     raise self.problems[str(table)]
+        return False
+
+    def _rest(self, setup: Setup) -> bool:
+        """Let go of everything until there is something to be read again, as long as the pipeline goes on."""
+        if setup.mode == Mode.LOAD:
+            self.done = True
+            return True
+        self._drop_engine()
+        self._drop_load()
+        self._control.drop()
+        self._teller.flush()
         return False
 
     def _list(self, views: _Views, mine: frozenset[int]) -> Iterator[_Task]:
@@ -412,10 +426,10 @@ class SnapshotWorker:
         """Begin a task if it is still to be done and can be now; return whether that was any work."""
         state = views.chunks.of(task.table)
         if task.what == _PLAN:
-            if state.plan is None:
-                return self._plan(views, task.table, 0, "")
-            if state.outdated:
-                return self._plan(views, task.table, state.plan.generation + 1, rules.ADMITTED)
+            if state.plan is None or state.outdated:
+                asked = state.after > state.plan_offset
+                cause = rules.RELOADED if asked else rules.ADMITTED if state.outdated else ""
+                return self._plan(views, task.table, state.generation + 1, cause)
             generation, cause = self._spoilt.get(task.table, (-1, ""))
             if state.plan.generation != generation or state.complete():
                 self._spoilt.pop(task.table, None)  # others have planned, or finished, it
@@ -432,6 +446,8 @@ class SnapshotWorker:
     def _set_aside(self, table: TableId, error: ReplicationError) -> None:
         """Let the other tables go on, and try this one again later."""
         _log.error("%s can't be read now: %s", table, error)
+        if table not in self._bad:
+            self._teller.tell(EventKind.ERROR, f"can't be read now: {error}", table=table, remedy=error.remedy)
         self._drop_engine()
         self.problems[str(table)] = error
         self._aside[table] = self._clock() + ASIDE_SECONDS
@@ -443,7 +459,8 @@ class SnapshotWorker:
     def _plan(self, views: _Views, table: TableId, generation: int, cause: str) -> bool:
         """Plan a table, or plan it again; of two workers that do, the first counts."""
         version = views.tables.latest(table)
-        snapshot = rules.for_chunk(TableChunks(), views.chunks.snapshots, views.setup, self._alive)
+        state = views.chunks.of(table)
+        snapshot = max(rules.fit(state, views.chunks.snapshots, views.setup, self._alive), default=None)
         if version is None or snapshot is None:
             return False
         engine = self._open(views, snapshot)
@@ -469,6 +486,7 @@ class SnapshotWorker:
         self._planned.append(plan)
         if generation:
             _log.warning("%s is read again from the beginning: %s", table, cause)
+            self._teller.tell(EventKind.NOTICE, f"is read again from the beginning: {cause}", table=table)
             self.restarts += 1
         return True
 

@@ -26,6 +26,9 @@ ALONE = "read in several snapshots"
 ADMITTED = "a target was added when the log had been trimmed"
 """The cause of a plan for those alone who do not have the table yet."""
 
+RELOADED = "somebody has asked for it"
+"""The cause of a plan that follows a command to load the table anew."""
+
 LOAD_PARTITIONS = 16
 """Partitions of a load topic, each written by one worker: so many snapshot workers there may be."""
 
@@ -63,12 +66,15 @@ def all_complete(setup: Setup, tables: Tables, chunks: Chunks) -> bool:
     return all(chunks.of(table).complete() for table in chosen(setup, tables))
 
 
-def fit(snapshots: Mapping[int, SnapshotTaken], setup: Setup, alive: Callable[[int], bool]) -> list[int]:
-    """Return the snapshots that meet the stream: what is not in the stream, because it came before, they show."""
+def fit(
+    table: TableChunks, snapshots: Mapping[int, SnapshotTaken], setup: Setup, alive: Callable[[int], bool]
+) -> list[int]:
+    """Return the snapshots that a table may be read in: those that meet the stream, as they show what is not in the
+    stream because it came before, and were taken after the last command to load the table anew."""
     return [
         number
         for number, taken in snapshots.items()
-        if alive(number) and taken.visibility.sees_all_of(setup.visibility)
+        if number > table.after and alive(number) and taken.visibility.sees_all_of(setup.visibility)
     ]
 
 
@@ -77,7 +83,7 @@ def for_chunk(
 ) -> int | None:
     """Return the snapshot to read a chunk in: if it can be one that the table was read in before, so that it need
     not be healed, else the newest."""
-    candidates = fit(snapshots, setup, alive)
+    candidates = fit(table, snapshots, setup, alive)
     used = table.snapshots().intersection(candidates)
     return max(used or candidates, default=None)
 
@@ -90,7 +96,7 @@ def for_healing(
     seen = [snapshots[number].visibility for number in used]
     candidates = [
         number
-        for number in fit(snapshots, setup, alive)
+        for number in fit(table, snapshots, setup, alive)
         if number > max(used) and all(snapshots[number].visibility.sees_all_of(earlier) for earlier in seen)
     ]
     return max(candidates, default=None)
@@ -109,7 +115,7 @@ def wants_newer(
     if table.needs_healing() and keyed:
         return for_healing(table, snapshots, setup, alive) is None
     # Without key it is planned again, which takes a snapshot as well.
-    candidates = fit(snapshots, setup, alive)
+    candidates = fit(table, snapshots, setup, alive)
     if table.plan is not None and table.plan.cause.startswith(REWRITTEN):
         # Taken after the plan stood in the log, hence after the rewriting that the plan's author saw.
         candidates = [number for number in candidates if number > table.plan_offset]

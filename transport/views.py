@@ -28,6 +28,7 @@ from schemas.frontier import (
     SnapshotTaken,
     TableRegistered,
     Trimmed,
+    Unneeded,
 )
 from schemas.record import decode_control, value_schema_id
 from schemas.table import Table, TableId
@@ -249,6 +250,10 @@ class Chunks:
         self.admitted: Admitted | None = None
         self.commands: list[Issued] = []  # in order
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
+        self.unneeded: tuple[int, bool] = -1, False  # where the last `Unneeded` stands, and whether it counts
+        self._unneeded_xid = -1
+        self._passed: dict[int, int] = {}  # what was not needed any more when a snapshot was taken
+        self._reloads = -1  # offset of the last command to load a table anew
         self.superseded: dict[Partition, int] = {}  # the ends of chunks that do not count, or not any more
         self._trimmed = 0
         self._freed: dict[Partition, int] = {}
@@ -267,6 +272,12 @@ class Chunks:
                 entry = decode_control(record.value)
                 if isinstance(entry, SnapshotTaken):
                     self.snapshots[record.offset] = entry
+                    self._passed[record.offset] = self._unneeded_xid
+                    continue
+                if isinstance(entry, Unneeded):
+                    self.unneeded = record.offset, entry.known > self._reloads
+                    if entry.known > self._reloads:
+                        self._unneeded_xid = max(self._unneeded_xid, entry.max_xid)
                     continue
                 if isinstance(entry, Admitted):
                     self._admit(entry)
@@ -311,7 +322,7 @@ class Chunks:
         if issued.reloads:
             chunks = self.tables.setdefault(issued.table, TableChunks())
             chunks.generation += 1
-            chunks.outdated, chunks.after = True, offset
+            chunks.outdated, chunks.after, self._reloads = True, offset, offset
             issued = issued._replace(generation=chunks.generation)
         self.commands.append(issued)
 
@@ -324,7 +335,12 @@ class Chunks:
 
     def is_replayable(self, snapshot: int) -> bool:
         """Whether the log tells of everything that a snapshot does not show, for every target that may need it."""
-        return self.snapshots[snapshot].xmin > self.forgotten
+        return self.snapshots[snapshot].xmin > max(self.forgotten, self._passed[snapshot])
+
+    @property
+    def shown_by_all(self) -> int:
+        """The transaction up to which a snapshot that is taken now must show everything."""
+        return max(self.forgotten, self._unneeded_xid)
 
     def of(self, table: TableId) -> TableChunks:
         """Return what is known of a table; empty if nothing is."""

@@ -75,6 +75,27 @@ def test_a_table_is_paused_resumed_and_skipped_while_the_others_go_on(running: P
     assert running.succeed("events", file, "shop.notes", "--limit", "1").endswith("is skipped\n")
 
 
+def test_a_table_is_loaded_anew_long_after_the_load_while_the_others_go_on(running: Project) -> None:
+    file = str(running.file)
+    insert(running, 1)
+    wait_for(running, "notes", 1)
+    with psycopg.connect(running.target, autocommit=True) as target:
+        target.execute("update shop.notes set text = 'broken'")
+        target.execute("set session_replication_role = replica")
+        target.execute("delete from shop.customers")
+    assert "shop.notes on copy: is loading" in running.succeed("reload", file, "shop.notes")
+    running.succeed("skip", file, "shop.customers")
+    insert(running, 2)
+    running.succeed("reload", file, "shop.customers", "shop.other", "--target", "copy")
+    insert(running, 3)
+    for table in ("notes", "other"):
+        wait_for(running, table, 3)
+    running.wait_until("equality", lambda: running.differences() == [], running.running[0])
+    told = [json.loads(line) for line in running.succeed("events", file, "shop.notes", "--json").splitlines()]
+    assert [event["state"] for event in told if event["state"]][-4:] == ["loading", "indexing", "catching-up", "live"]
+    assert "is read again from the beginning: somebody has asked for it" in [event["text"] for event in told]
+
+
 def test_who_asks_for_what_nobody_carries_out_is_told_so(running: Project) -> None:
     run = running.running[0]
     run.terminate()

@@ -344,6 +344,38 @@ def commands_are_forgotten_by_who_takes_over() -> None:
     )
 
 
+@mistake
+def reloads_keep_their_generation() -> None:
+    """A target that is to load a table anew waits in the generation that it has, whose chunks others may still load."""
+    reloaded = apply.commands._reloaded
+    apply.commands._reloaded = lambda issued, table: replace(reloaded(issued, table), generation=table.generation)
+
+
+@mistake
+def plans_of_who_has_not_seen_the_command_count() -> None:
+    """A command to load a table anew takes no generation of its own."""
+    take = Chunks._take_command
+
+    def no_generation(self: _Any, offset: int, command: _Any) -> None:
+        take(self, offset, command)
+        if command.kind == CommandKind.RELOAD:
+            self.tables[self.commands[-1].table].generation -= 1
+
+    Chunks._take_command = no_generation  # type: ignore[method-assign]
+
+
+@mistake
+def forgets_what_a_reload_needs() -> None:
+    """The trimmer does not ask whether somebody wants a table anew who has not heard of it yet."""
+    control.trimmer.to_be_loaded = lambda answers, chunks: {}
+
+
+@mistake
+def forgets_without_saying_so_to_who_reloads() -> None:
+    """The trimmer does not tell what snapshots must show from now on."""
+    Trimmer._is_unneeded = lambda self: True  # type: ignore[method-assign]
+
+
 # -------------------------------------------------------------------------------------------------- trimming
 
 

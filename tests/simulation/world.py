@@ -32,6 +32,7 @@ from schemas.frontier import (
     Plan,
     Setup,
     SnapshotTaken,
+    Unneeded,
 )
 from schemas.pipeline import OnRowError, Pipeline, TablePolicy
 from schemas.record import decode_control, encode_control
@@ -114,6 +115,7 @@ class World:
             self.kinds[f"snapshot-{number}"] = partial(self.make_worker, number=number)
         self.processes: dict[str, list[Process]] = defaultdict(list)
         self.finished: set[str] = set()
+        self.resting: set[str] = set()  # targets whose workers somebody has stopped
         self.started: Counter[str] = Counter()
         self.later: list[tuple[int, Callable[[], object]]] = []  # what happens by itself, and at which turn
 
@@ -134,6 +136,13 @@ class World:
                 self.turns += 100 if history.turns is None else 0
                 add = partial(self.add_target, "t2", everything, 1)
                 self.later.append((trims.randint(self.turns // 2, max(self.turns // 2, self.turns - 50)), add))
+
+        if self.trims and trims.random() < 0.3:
+            # While nobody is there to hear of it.
+            table, rest = trims.choice("ab"), trims.random()
+            turn = trims.randint(self.turns // 2, self.turns)
+            self.later.append((turn, lambda: self.workers_rest(rest)))
+            self.later.append((turn + 1, lambda: self.command(CommandKind.RELOAD, table)))
 
         self.trim_limits = trims.choice([TRIM_LIMITS, PRESSED])
         if not self.trims and trims.random() < 0.3:
@@ -323,7 +332,7 @@ class World:
             if r.random() < 0.5:
                 self.database.work()
             self.happen(r.random())
-        kinds = [kind for kind in self.kinds if kind not in self.finished]
+        kinds = [k for k in self.kinds if k not in self.finished and k.partition("-")[0] not in self.resting]
         if not kinds:
             return
         kind = kinds[int(r.random() * len(kinds))]
@@ -509,6 +518,16 @@ class World:
         self.later.append((self.turn + turns, come_back))
         return f"{target.name} is away for {turns} turns"
 
+    def workers_rest(self, y: float) -> str:
+        target = self.targets[int(y * len(self.targets))].name
+        for kind in [kind for kind in self.kinds if kind.startswith(f"{target}-")]:
+            for process in list(self.processes[kind]):
+                self.kill(process)
+        self.resting.add(target)
+        turns = int(y * 400 % 100)
+        self.later.append((self.turn + turns, lambda: self.resting.discard(target)))
+        return f"the workers of {target} rest for {turns} turns"
+
     def log_is_full(self, y: float) -> str:
         def have_room() -> None:
             self.shared.full = False
@@ -524,7 +543,7 @@ class World:
 
     def command_is_given(self, y: float) -> str:
         # What is paused may lose what it needs in a log that is too small.
-        kinds = [CommandKind.RESUME, CommandKind.SKIP]
+        kinds = [CommandKind.RESUME, CommandKind.SKIP, CommandKind.RELOAD, CommandKind.RELOAD]
         if self.trim_limits is not PRESSED:
             kinds += [CommandKind.PAUSE, CommandKind.PAUSE]
         kind = kinds[int(y * len(kinds))]
@@ -576,6 +595,12 @@ class World:
             return
         if isinstance(entry, Command):
             self._commands.append((offset, entry))
+            if entry.kind == CommandKind.RELOAD:
+                table = self._load.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
+                table.outdated, table.after = True, offset
+                table.generation += 1
+            return
+        if isinstance(entry, Unneeded):
             return
         if isinstance(entry, Admitted):
             if entry.trimmed > self._renewed:
@@ -591,11 +616,12 @@ class World:
         table = self._load.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
         if isinstance(entry, Manifest):
             late = entry.start < self._freed.get((entry.topic, entry.partition), 0)
+            late |= entry.snapshot < table.after
             if table.plan is not None and entry.generation == table.plan.generation and not late:
                 table.manifests.setdefault(entry.chunk, entry)
             return
         before = table.plan
-        if before is not None and entry.generation <= before.generation:
+        if entry.generation <= table.generation:
             return
         if before is not None and not table.outdated:
             name = f"{entry.table_name}, generation {entry.generation}, {entry.cause}"
@@ -608,6 +634,7 @@ class World:
             elif entry.cause != rules.ALONE or keyed:
                 raise Violated(f"I4: a table begins again without need: {name}")
         table.plan, table.plan_offset, table.manifests, table.outdated = entry, offset, {}, False
+        table.generation = entry.generation
 
     def confirming(self, position: int) -> None:
         """Ask the third invariant: nothing is confirmed that no valid frontier holds."""
@@ -644,6 +671,8 @@ class World:
                 case CommandKind.SKIP:
                     stopped = TableState.SKIPPED
                 case CommandKind.RESUME if stopped == TableState.PAUSED:
+                    stopped = ""
+                case CommandKind.RELOAD:
                     stopped = ""
         if (progress.state if progress.state in STOPPED else "") != stopped:
             raise Violated(
@@ -763,6 +792,7 @@ TROUBLES = (
     World.target_is_saved,
     World.target_is_restored,
     World.target_is_away,
+    World.workers_rest,
     World.log_is_full,
     World.clock_is_set,
     World.command_is_given,

@@ -74,7 +74,7 @@ def hold(state: str, *about: Any) -> None:
 class World:
     """One pipeline. Names of slots are the whole server's, so each has a name of its own."""
 
-    def __init__(self, url: str, state: Path, tables: tuple[str, ...] = ("*.*",), mode: str = "load-and-changes"):
+    def __init__(self, url: str, state: Path, tables: tuple[str, ...] = ("*.*",), mode: str = "load"):
         self.url, self.state = url, state
         self._about = (f"t{os.urandom(4).hex()}", url, tables, mode)
         self.pipeline = pipeline(*self._about)
@@ -293,7 +293,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)
     with contextlib.ExitStack() as stack:
 
-        def make(url: str, *tables: str, mode: str = "load-and-changes") -> World:
+        def make(url: str, *tables: str, mode: str = "load") -> World:
             folder = tmp_path / f"world{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             world = World(url, folder, tables or ("*.*",), mode)

@@ -18,12 +18,13 @@ COMMANDS = [
     "events",
     "pause",
     "resume",
+    "reload",
     "skip",
     "log",
     "drop",
 ]
 LETTERS = [f"dead-letters {command}" for command in ("list", "show", "replay", "edit", "discard")]
-ARGUMENTS = {command: ["public.a"] for command in ("pause", "resume", "skip")}
+ARGUMENTS = {command: ["public.a"] for command in ("pause", "resume", "reload", "skip")}
 FILE = "pipeline: p\nsource:\n  url: {url}\ntargets:\n  - name: t\n    url: postgresql://postgres@127.0.0.1:1/t\n{more}"
 URL = "postgresql://u:hunter2secret@127.0.0.1:1/s"
 

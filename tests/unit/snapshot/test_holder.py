@@ -33,7 +33,7 @@ def test_the_first_start_registers_tables_makes_topics_and_publishes_the_slots_s
     setup = world.start()
     assert setup == world.setup()
     assert setup.tables == (value_schema_id(0), value_schema_id(1))
-    assert (setup.position, setup.slot, setup.mode) == (world.db.slot, "slot", "load-and-changes")
+    assert (setup.position, setup.slot, setup.mode) == (world.db.slot, "slot", "load")
     assert setup.visibility == Visibility(100, 100, ())
     assert Objects.model_validate_json(setup.objects).schemas == ("s",)
     assert {t for t in world.log.topics("p.") if t.name[2:].startswith(("changes", "load"))} == {
@@ -205,9 +205,9 @@ def test_a_pipeline_keeps_the_mode_that_it_was_begun_with(world: World) -> None:
     world.holder.close()
     world.pipeline = world.pipeline.model_copy(update={"mode": Mode.CHANGES})
     world.holder = world.new_holder()
-    with pytest.raises(ConfigInvalid, match="was begun with mode: load-and-changes") as caught:
+    with pytest.raises(ConfigInvalid, match="was begun with mode: load") as caught:
         world.start()
-    assert "mode: load-and-changes" in caught.value.remedy and "penstock drop" in caught.value.remedy
+    assert "mode: load" in caught.value.remedy and "penstock drop" in caught.value.remedy
 
 
 def test_a_restarted_holder_takes_a_new_snapshot_while_the_load_is_unfinished(world: World) -> None:

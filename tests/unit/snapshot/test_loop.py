@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from schemas.errors import OperatorError, PermissionMissing, SnapshotLost, SourceUnavailable, ValueUnsupported
-from schemas.frontier import HEAL, Freed, Manifest, Plan, SnapshotTaken
+from schemas.frontier import HEAL, Command, CommandKind, Freed, Manifest, Plan, SnapshotTaken
 from schemas.record import Op, encode_control
 from snapshot import heal, loop, rules
 from snapshot.loop import SnapshotWorker
@@ -733,3 +733,48 @@ def test_a_reader_is_closed_after_every_failure(world: World) -> None:
 def test_there_are_only_so_many_workers(world: World) -> None:
     with pytest.raises(ValueError, match="at most 16"):
         world.worker(16)
+
+
+def test_a_table_is_read_anew_when_somebody_asks_for_it_long_after_the_load() -> None:
+    world = World(table(A), table(B), mode="load-and-changes")
+    world.db.rows[A] = {"1": "x"}
+    world.start()
+    world.capture()
+    with closing(world.holder, worker := world.worker()):
+        world.settle(world.holder, worker)
+        assert not worker.done and not world.holder.done
+        assert world.holder.held == () and world.chunks().of(A).complete()
+        world.db.rows[A] = {"1": "x", "2": "y"}
+        before = len(world.reads())
+        with world.log.writer("control") as writer:
+            asked = writer.put(TOPICS.chunks, encode_control(Command(CommandKind.RELOAD, *A, "", "", "me", 0)))
+        world.settle(world.holder, worker)
+        world.capture()
+        world.settle(world.holder, worker)
+        again = world.chunks().of(A)
+        assert again.plan is not None and again.plan.generation == 2  # 1 is the command's own
+        assert again.complete() and min(again.snapshots()) > asked
+        assert world.loaded(A) == {"1": "x", "2": "y"}
+        assert {call.split()[1] for call in world.reads()[before:]} == {"s.a/0"}
+        assert world.holder.held == ()
+
+
+def test_what_was_read_before_somebody_asked_for_a_new_load_does_not_count_for_it() -> None:
+    world = World(table(A), mode="load-and-changes")
+    world.start()
+    with closing(world.holder, worker := world.worker()):
+        world.settle(world.holder, worker)
+        old = world.chunks()
+        plan = old.of(A).plan
+        assert plan is not None
+        with world.log.writer("control") as writer:
+            writer.put(TOPICS.chunks, encode_control(Command(CommandKind.RELOAD, *A, "", "", "me", 0)))
+            # Of somebody who has not seen the command: neither a plan in the next generation, nor a chunk, counts.
+            writer.put(TOPICS.chunks, encode_control(replace(plan, generation=1)))
+        assert world.chunks().of(A).outdated
+        world.capture()
+        world.settle(world.holder, worker)
+        world.capture()
+        world.settle(world.holder, worker)
+        state = world.chunks().of(A)
+        assert state.complete() and state.plan is not None and state.plan.generation == 2

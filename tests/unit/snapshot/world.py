@@ -243,7 +243,7 @@ class _Refusing:
 class World:
     """One pipeline: its source, its log, and whoever a test starts."""
 
-    def __init__(self, *tables_: Table, mode: str = "load-and-changes") -> None:
+    def __init__(self, *tables_: Table, mode: str = "load") -> None:
         self.db = Database({t.id: t for t in tables_})
         for t in tables_:
             self.db.rows[t.id], self.db.node[t.id] = {}, "1"
