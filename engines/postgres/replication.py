@@ -58,6 +58,8 @@ WAIT_BEFORE_NAMING = 1.0
 NAME_EVERY = 5.0
 END_WITHIN = 10.0
 """Seconds that a terminated walsender has to end."""
+TELL_AGAIN = 0.5
+"""Seconds after which it is told again."""
 
 POSTGRES_EPOCH = 946_684_800  # 2000-01-01 in seconds since 1970
 
@@ -237,10 +239,15 @@ def drop_slot(conn: psycopg.Connection, slot: str) -> None:
 
 def _terminate(conn: psycopg.Connection, pid: int) -> None:
     """End a session and wait until it is gone."""
-    deadline = time.monotonic() + END_WITHIN
+    began = told = time.monotonic()
     run(conn, "select pg_terminate_backend(%(pid)s)", pid=pid)
     while ask(conn, "select from pg_stat_activity where pid = %(pid)s", pid=pid):
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now - told > TELL_AGAIN:
+            # One whose client reads nothing any more waits to tell it that this is the end, until it is told twice.
+            told = now
+            run(conn, "select pg_terminate_backend(%(pid)s)", pid=pid)
+        if now - began > END_WITHIN:
             raise TransientError(f"source: process {pid} does not end {END_WITHIN:.0f} s after it was told to")
         # Without a way to be told (14+ has one): look again.
         run(conn, "select pg_sleep(0.02)")

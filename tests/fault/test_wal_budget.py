@@ -65,6 +65,8 @@ def test_the_budget_of_the_sources_log_is_told_and_kept(
             assert f"replication slot {name} was let go: the source kept " in told
             assert "wal-budget is 50.0 MB" in told and "run it again with prepare: drop-and-create" in told
 
+        assert any(f"slot {name} was let go" in text for text in _events(world)), _events(world)
+
         # The remedy is one.
         connection.execute("insert into app.accounts values (1001, 0)")
         assert _penstock(world, "drop", "--yes").returncode == 0

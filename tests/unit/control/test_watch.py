@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from control.amounts import bytes_text
+from control.amounts import bytes_text, duration_text
 from control.status import Lag, PipelineStatus, SourceStatus, TableStatus, TargetStatus
 from control.watch import JsonDisplay, LiveDisplay, Pace, PlainDisplay, display_for, render, summary
 
@@ -35,6 +35,21 @@ def test_the_table_has_rows_of_estimated_changes_and_lag() -> None:
     assert orders.split()[:4] == ["shop.orders", "loading", "1,000", "2,000"]
     assert stock.split() == ["shop.stock", "live", "40", "40", "7", "up", "to", "date"]
     assert source == "source keeps 2.0 kB for us, log 5.0 kB of 20.0 GB"
+
+
+def test_the_budget_of_the_sources_log_is_shown_with_what_is_left() -> None:
+    source = SourceStatus(retained_bytes=38 * 10**9, wal_budget=50 * 10**9, wal_full_seconds=7_300.0)
+    shown = drawn(replace(status(LIVE), source=source))[-1]
+    assert shown.startswith("source keeps 38.0 GB (of 50.0 GB, full in about 2 h) for us")
+    shown = drawn(replace(status(LIVE), source=replace(source, wal_full_seconds=None)))[-1]
+    assert shown.startswith("source keeps 38.0 GB (of 50.0 GB) for us")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (119, "119 s"), (150, "2 min"), (7_300, "2 h"), (400_000, "5 d")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
 
 
 def test_a_failed_table_is_told_below_with_its_remedy() -> None:

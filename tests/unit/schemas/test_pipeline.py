@@ -6,6 +6,7 @@ import pytest
 
 from schemas.errors import ConfigInvalid
 from schemas.pipeline import (
+    AtBudget,
     LogSettings,
     Mode,
     OnRowError,
@@ -87,6 +88,8 @@ def test_no_secret_is_in_the_representation(tmp_path: Path) -> None:
         ("${SECRET}@db/shop", "${NOT_THERE}@db/shop", 3, "'NOT_THERE' is not set"),
         ("postgresql://penstock:${SECRET}@db/shop", "mysql://penstock:${SECRET}@db/shop", 3, "postgresql://"),
         ("@db/shop", "@db", 3, "no database"),
+        ('tables: ["public.*"', '  at-wal-budget: release\ntables: ["public.*"', 2, "wal-budget: 50GB"),
+        ('tables: ["public.*"', '  wal-budget: 50\ntables: ["public.*"', 4, "500MB"),
         ("name: reports", "name: copy", 12, "second target"),
         ("name: reports", "name: Reports!", 12, "name"),
         ("    url: postgresql://penstock@reports/dwh\n", "", 12, "'url' is missing"),
@@ -130,6 +133,13 @@ def test_a_log_may_be_a_mapping(tmp_path: Path) -> None:
     assert (log.url, log.replication_factor) == ("kafka://b:1", 3)
     assert log.plain_settings() == {"sasl.password": "hunter2"}
     assert "hunter2" not in repr(log)
+
+
+def test_the_sources_log_has_no_budget_unless_one_is_given(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).source.wal_budget is None
+    given = GOOD.replace("tables: [", "  wal-budget: 50GB\n  at-wal-budget: release\ntables: [", 1)
+    source = load(tmp_path, given).source
+    assert (source.wal_budget, source.at_wal_budget) == (50 * 10**9, AtBudget.RELEASE)
 
 
 def test_a_budget_has_a_unit() -> None:
