@@ -511,10 +511,18 @@ class Apply:
             else:
                 tables.add(progress.table)
         moves = {table: self._table_move(table, progress=portion.progress) for table in tables}
+        left: set[int] = set()  # groups that a table leaves
         for table, version in (self._redefined(portion) if portion.redefines else {}).items():
             place = portion.progress if table in tables else self._known[table].progress
             moves[table] = self._table_move(table, progress=place, schema_id=version.schema_id)
-        group_moves = [self._group_move(group, portion.progress) for group in sorted(groups)]
+            if version.table.dropped:
+                moves[table] = self._table_move(
+                    table, progress=portion.progress, schema_id=version.schema_id, state=TableState.DROPPED
+                )
+                left |= {self._known[table].group} & groups
+        group_moves = [
+            self._group_move(group, portion.progress, other_members=group in left) for group in sorted(groups)
+        ]
         table_moves = [moves[table] for table in sorted(moves)]
 
         def write(refused: TableId | None) -> None:
@@ -536,6 +544,9 @@ class Apply:
             if not isinstance(refused.cause, RowError):
                 raise
             write(refused.table)  # row by row where that is needed
+        for move in table_moves:
+            if move.progress.state is TableState.DROPPED:
+                cohort.tables.discard(move.progress.table)
         self.stats.batches += 1
         self.stats.records += portion.records
 
@@ -625,7 +636,9 @@ class Apply:
                 changes.clear()
                 size = 0
             if told or before.schema_id != version.schema_id:
-                yield Redefinition(before, version, self._known[table], told)
+                yield Redefinition(
+                    before, version, self._known[table], told, self._policy(table).ddl, self._displaced(before, version)
+                )
                 now[table] = version
             if told:
                 continue
@@ -640,6 +653,13 @@ class Apply:
             size += len(data) + 64
         if changes:
             yield list(changes.values())
+
+    def _displaced(self, before: Registered, after: Registered) -> TableId | None:
+        """Return which other table has, on the target, the name that one gets: the source has exchanged names."""
+        if after.table.name == before.table.name:
+            return None
+        others = (progress for progress in self._known.values() if progress.table != after.id)
+        return next((p.table for p in others if self._target_version(p).table.name == after.table.name), None)
 
     def _change(self, schema_id: int, expected: int, trays: dict[TableId, Tray], *, sifts: bool) -> Change:
         version = self._schema_of[schema_id]

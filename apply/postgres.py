@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from apply.dead_letters import Bundle, Keyed, Letter, Refusal, Tray, Waiting, ke
 from apply.postgres_build import Builder
 from apply.postgres_merge import COLLISIONS, DIRECT, Stages, Work, Writer
 from apply.postgres_session import QUEUED, Session, StatementFailed
-from apply.postgres_shape import Shape, require, shapes_of
+from apply.postgres_shape import Shape, misfits, require, shapes_of
 from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused, Taken
 from codec.copy import load_rows
 from codec.net import Net
@@ -38,7 +39,7 @@ from schemas.errors import (
     WriteConflict,
 )
 from schemas.frontier import HEAL
-from schemas.pipeline import Prepare, TargetSettings
+from schemas.pipeline import Ddl, Prepare, TargetSettings
 from schemas.states import STOPPED, TableState
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
@@ -576,12 +577,49 @@ class PostgresTarget:
     def _carry_out(self, piece: Redefinition) -> None:
         before, after = piece.before.table, piece.after.table
         try:
-            self._redefine(before, after, made=piece.table.made)
+            if piece.ddl is Ddl.APPLY:
+                if after.name != before.name:
+                    before = self._make_way(before, after.name, piece.displaces)
+                self._redefine(before, after, made=piece.table.made)
+            else:
+                self._require_redefined(before, after, made=piece.table.made)
             if piece.told:
                 for statement in emptied_partitions(after, made=piece.table.made):
                     self._session.run(statement, after.id)
         except SchemaUnsupported as error:
             raise TableRefused(after.id, error) from error
+
+    def _make_way(self, table: Table, name: TableId, displaces: TableId | None) -> Table:
+        """Let a name be free for a table that gets it, and return the table by the name that it has now.
+
+        Where tables have exchanged names, one of them has to wait under another one until its own turn comes. No row
+        of it comes before that, as the stream would tell its new name first.
+        """
+        session, waits = self._session, _aside(table.id, table.name.schema)
+        # Others may be about to do the same to the other one.
+        session.query(f"select pg_advisory_xact_lock({state.LOCK})")
+        self._redefined |= {table.name, name, waits}
+        self._look_again({name, waits})
+        if displaces is not None and self._shape(name) is not None:
+            aside = _aside(displaces, name.schema)
+            session.run(f"alter table {quote(*name)} rename to {quote(aside.name)}", table.id)
+            self._redefined.add(aside)
+            self._look_again({name, aside})
+        return table if self._shape(waits) is None else table.model_copy(update={"renamed": waits})
+
+    def _require_redefined(self, before: Table, after: Table, *, made: bool) -> None:
+        """Raise `SchemaUnsupported` unless somebody has made of a table what it is from here on, as far as rows can
+        tell."""
+        if not alter_table(before, after, made=made, version=self._major):
+            return
+        self._look_again({before.name, after.name})
+        shape = self._shape(after.name)
+        if shape is None if after.dropped else shape is not None and not misfits(shape, after):
+            return
+        raise SchemaUnsupported(
+            f"{before.name} was {'dropped' if after.dropped else 'altered'} at the source",
+            remedy=f"do the same to the target's table, then `penstock resume FILE {after.id}`",
+        )
 
     def _redefine(self, before: Table, after: Table, *, made: bool, empty: bool = False) -> None:
         """Make of a table what it is from here on, within the transaction."""
@@ -708,6 +746,11 @@ class TakenLetters:
         values = [state.text(letter.number), state.data(letter.change)]
         values += [state.text(letter.cause), state.text(letter.remedy)]
         self._session.queue(state.CHANGE_LETTER, [self._pipeline, *values])
+
+
+def _aside(table: TableId, schema: str) -> TableId:
+    """Return what a table is called while another one has got its name."""
+    return TableId(schema, f"penstock aside {zlib.crc32(str(table).encode()):08x}")
 
 
 def _ends(move: TableMove) -> bool:

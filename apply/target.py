@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from codec.net import Net
 from schemas.errors import ConfigInvalid, ReplicationError
-from schemas.pipeline import TargetSettings
+from schemas.pipeline import Ddl, TargetSettings
 from schemas.states import TableState
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
@@ -91,6 +91,8 @@ class Redefinition:
     after: Registered
     table: TableProgress
     told: bool  # by a record of its own, not only by the rows that follow
+    ddl: Ddl = Ddl.APPLY
+    displaces: TableId | None = None  # the table that has the new name on the target, and is to get another one too
 
 
 class GroupMove(NamedTuple):

@@ -364,6 +364,8 @@ class PostgresSource:
             self._bound.pop(relation.oid, None)
             self._decoder.ignore(relation.oid)
             return
+        if self._bound.get(relation.oid, (None, relation))[1][:3] != relation[:3]:
+            self._definitions.look_soon()  # who has another name may have got it from another table
         self._bound[relation.oid] = version.id, relation
         self._decoder.bind(relation.oid, version.layout, self._slot(version))
 

@@ -25,7 +25,7 @@ from schemas.events import EventKind
 from schemas.frontier import Freed, Plan, Setup, Trimmed, Unneeded
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
-from schemas.states import STOPPED, TableState
+from schemas.states import GIVEN_UP, STOPPED, TableState
 from schemas.table import TableId
 from snapshot import rules
 from transport.events import Teller
@@ -88,7 +88,7 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
     """Return the offset in `p.frontier` before which nothing is needed by any target. Raises `Held`.
 
     A table that is not live yet may need everything. One that has failed, or is paused, may be told to go on from
-    where it stopped, as long as there is room for that. One that is skipped needs nothing any more.
+    where it stopped, as long as there is room for that. One that is skipped or dropped needs nothing any more.
     """
     if mode is not Mode.CHANGES:
         for table in chosen:
@@ -101,7 +101,7 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
         for name, table in to_be_loaded([answer], chunks):
             raise Held(f"{table} on target {name} is to be loaded anew")
         for table, progress in answer.tables.items():
-            if progress.state in {TableState.LIVE, TableState.SKIPPED}:
+            if progress.state is TableState.LIVE or progress.state in GIVEN_UP:
                 continue
             if progress.state not in STOPPED or progress.progress.offset < 0:
                 raise Held(f"{table} on target {answer.name} is {progress.state}")
@@ -345,7 +345,7 @@ class Trimmer:
         }
         for table in answer.tables.keys() - tables.keys():
             state = answer.tables[table].state
-            if state is not TableState.SKIPPED and (answer.name, table) not in self._let_go:
+            if state not in GIVEN_UP and (answer.name, table) not in self._let_go:
                 self._let_go.add((answer.name, table))
                 text = f"the log is {full:.0%} full: it no longer keeps what the table needs to go on, which is {state}"
                 _log.error("%s on target %s: %s; %s", table, answer.name, text, LOAD_TABLE_AGAIN)

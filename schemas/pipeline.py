@@ -53,11 +53,19 @@ class OnRowError(StrEnum):
     SET_ASIDE = "set-aside"  # it goes to the dead letters, and what follows under its key waits behind it
 
 
+class Ddl(StrEnum):
+    """What becomes of a table of a target whose definition was changed at the source."""
+
+    APPLY = "apply"  # the same is done to it
+    PAUSE_TABLE = "pause-table"  # it waits until somebody has done so
+
+
 @dataclass(frozen=True, slots=True)
 class TablePolicy:
     """What is done with one table of one target, where there is a choice."""
 
     on_row_error: OnRowError = OnRowError.PAUSE_TABLE
+    ddl: Ddl = Ddl.APPLY
 
 
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
@@ -139,6 +147,7 @@ class Choices(_Model):
     """What a file may say of tables; `TablePolicy` has the same fields, and what holds where nothing is said."""
 
     on_row_error: OnRowError | None = None
+    ddl: Ddl | None = None
 
 
 class Rule(Choices):

@@ -17,7 +17,11 @@ class TableState(StrEnum):
     FAILED = "failed"  # stopped with an error, kept with the state; its group goes on
     PAUSED = "paused"  # stopped because somebody asked for it; the log keeps what it needs to go on
     SKIPPED = "skipped"  # left as it is for good, because somebody asked for it: only a reload brings it back
+    DROPPED = "dropped"  # the source has no such table any more, and so the target has none
 
 
-STOPPED = frozenset({TableState.FAILED, TableState.PAUSED, TableState.SKIPPED})
+GIVEN_UP = frozenset({TableState.SKIPPED, TableState.DROPPED})
+"""The states of tables that need nothing of the log any more."""
+
+STOPPED = frozenset({TableState.FAILED, TableState.PAUSED, *GIVEN_UP})
 """The states in which nothing is applied to a table, while its group goes on."""

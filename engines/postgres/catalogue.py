@@ -145,6 +145,7 @@ class _Details(NamedTuple):
     row_types: Mapping[int, Sequence[int]]
     pages: Mapping[int, int]
     nodes: Mapping[int, str]
+    missing: Mapping[int, Sequence[TupleRow]]
 
     @staticmethod
     def read(conn: psycopg.Connection, catalogue: Catalogue, roots: list[int]) -> _Details:
@@ -164,6 +165,7 @@ class _Details(NamedTuple):
             row_types=row_types,
             pages=pages(conn, leaves),
             nodes=filenodes(conn, leaves),
+            missing=_by_table(ask(conn, queries.MISSING, oids=leaves)),
         )
 
 
@@ -174,13 +176,16 @@ def _table(details: _Details, oid: int) -> Table:
     all_columns: list[ColumnDetails] = []
     # A constraint that is not validated promises nothing: existing rows may hold nulls.
     unchecked = {number for row in details.constraints.get(oid, ()) if row[2] == "n" for number in row[4]}
+    missing = {
+        name: value for leaf in details.catalogue.leaves(oid) for _, name, value in details.missing.get(leaf, ())
+    }
     for row in details.columns.get(oid, ()):
         number, name, type_oid, modifier, written, not_null, _, generated = row[1:9]
         nullable = not not_null or number in unchecked
         if number in names:  # it owns a second sequence
             continue
         names[number] = name
-        all_columns.append(_column_details(row, nullable))
+        all_columns.append(_column_details(row, nullable, missing))
         if not generated:
             base, typtype = details.bases[type_oid]
             columns.append(
@@ -206,9 +211,9 @@ def _table(details: _Details, oid: int) -> Table:
     )
 
 
-def _column_details(row: TupleRow, nullable: bool) -> ColumnDetails:
+def _column_details(row: TupleRow, nullable: bool, missing: Mapping[str, str]) -> ColumnDetails:
     _, _, name, _, _, written, _, identity, generated, default, *rest = row
-    collation_schema, collation, comment, sequence_schema, sequence, missing = rest
+    collation_schema, collation, comment, sequence_schema, sequence = rest
     return ColumnDetails(
         name=name,
         source_type=written,
@@ -220,7 +225,7 @@ def _column_details(row: TupleRow, nullable: bool) -> ColumnDetails:
         collation=quote(collation_schema, collation) if collation_schema else "",
         comment=comment or "",
         sequence=TableId(sequence_schema, sequence) if sequence else None,
-        missing=missing or "",
+        missing=missing.get(name, ""),
     )
 
 

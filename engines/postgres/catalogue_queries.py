@@ -72,9 +72,7 @@ select a.attrelid::int8, a.attnum::int4, a.attname, a.atttypid::int8, a.atttypmo
        format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text, a.attgenerated::text,
        pg_get_expr(d.adbin, d.adrelid),
        case when a.attcollation <> t.typcollation then cn.nspname end, co.collname,
-       de.description, sn.nspname, s.relname,
-       case when a.atthasmissing
-            then quote_literal((a.attmissingval::text::text[])[1]) || '::' || format_type(a.atttypid, a.atttypmod) end
+       de.description, sn.nspname, s.relname
   from pg_attribute a
   join pg_type t on t.oid = a.atttypid
   left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
@@ -92,6 +90,15 @@ select a.attrelid::int8, a.attnum::int4, a.attname, a.atttypid::int8, a.atttypmo
  order by a.attrelid, a.attnum, s.oid
 """
 """Columns; one that owns several sequences comes several times."""
+
+MISSING = """
+select a.attrelid::int8, a.attname,
+       quote_literal((a.attmissingval::text::text[])[1]) || '::' || format_type(a.atttypid, a.atttypmod)
+  from pg_attribute a
+ where a.attrelid = any (%(oids)s::oid[]) and a.atthasmissing and not a.attisdropped
+ order by a.attrelid, a.attnum
+"""
+"""What rows from before a column show for it: only what holds rows knows."""
 
 BASES = """
 with recursive step (oid, typtype, base, depth) as (
