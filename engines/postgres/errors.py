@@ -67,6 +67,7 @@ EXACT: dict[str, Meaning] = {
     "42883": Meaning(SchemaUnsupported, "create the function or operator that the message names, or its extension"),
     "42P07": Meaning(PrerequisiteMissing, "drop or rename what is there, or set prepare: truncate or keep"),
     "42710": Meaning(PrerequisiteMissing, "drop or rename what is there"),
+    "2BP01": Meaning(SchemaUnsupported, "drop what depends on it, or do without it; then resume the table"),
     "42P10": Meaning(
         SchemaUnsupported, "give the target's table the key of the source's: a primary key or unique index"
     ),
@@ -232,6 +233,9 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
     return Meaning(OperatorError, quotes_values=True)
 
 
+DEPENDED_ON = "2BP01"
+"""Its detail names objects, and nothing of any row."""
+
 _LIBPQ_HINT = " Is the server running on that host and accepting TCP/IP connections?"
 
 
@@ -245,6 +249,8 @@ def _message(exc: psycopg.Error, side: Side, doing: str, quotes_values: bool) ->
         text = " ".join((diag.message_primary or str(exc)).split())
         # Of a refused connection libpq asks what our remedy says, and the driver repeats that it failed.
         text = text.removeprefix("connection failed: ").removesuffix(_LIBPQ_HINT)
+        if exc.sqlstate == DEPENDED_ON:
+            text += ": " + ", ".join((diag.message_detail or "").splitlines())
     state = f" (SQLSTATE {exc.sqlstate})" if exc.sqlstate else ""
     return f"{side}{': ' + doing if doing else ''}: {text}{state}"
 

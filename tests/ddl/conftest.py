@@ -38,8 +38,8 @@ class Followed:
         self.project = project
         self.run: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        self.project.write()
+    def start(self, more_targets: str = "") -> None:
+        self.project.write(more_targets=more_targets)
         self.run = self.project.start("run", str(self.project.file))
 
     def stop(self) -> None:
@@ -53,15 +53,15 @@ class Followed:
             for statement in statements:
                 source.execute(statement.encode())
 
-    def sync(self) -> None:
-        """Wait until the target has all that is committed at the source."""
+    def sync(self, target: str = "") -> None:
+        """Wait until a target has all that is committed at the source."""
         with contextlib.closing(connect(self.project.source, role="control", application="test")) as source:
             position = replication.emit_message(source, "test", "")
-        with psycopg.connect(self.project.target, autocommit=True) as target:
+        with psycopg.connect(target or self.project.target, autocommit=True) as connection:
 
             def count(query: str, *values: object) -> int:
                 try:
-                    row = target.execute(query.encode(), values or None).fetchone()
+                    row = connection.execute(query.encode(), values or None).fetchone()
                 except psycopg.errors.UndefinedTable:
                     return -1
                 assert row is not None
@@ -72,10 +72,10 @@ class Followed:
 
             self.project.wait_until("what is committed at the source", there, self.run)
 
-    def states(self) -> dict[str, tuple[str, str, str]]:
+    def states(self, target: str = "") -> dict[str, tuple[str, str, str]]:
         """Return the state of each table, and its error and remedy."""
-        with psycopg.connect(self.project.target, autocommit=True) as target:
-            return {name: tuple(rest) for name, *rest in target.execute(STATES, [self.project.name])}
+        with psycopg.connect(target or self.project.target, autocommit=True) as connection:
+            return {name: tuple(rest) for name, *rest in connection.execute(STATES, [self.project.name])}
 
     def columns(self, table: str, side: str = "source") -> list[tuple[object, ...]]:
         """Return what a side says of a table's columns."""
