@@ -75,6 +75,18 @@ select distinct n.nspname, c.relname
  order by n.nspname, c.relname
 """
 
+LEFT_OUT = """
+select c.relkind::text, n.nspname, c.relname
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.relkind in ('v', 'm', 'f') and not c.relispartition
+   and n.nspname <> all (array['information_schema', 'penstock']) and n.nspname !~ '^pg_'
+   and not exists (select from pg_depend d
+                    where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
+ order by n.nspname, c.relname
+"""
+"""Views, materialised views and foreign tables of users, which have no changes in the stream."""
+
 FOREIGN_PARTITIONS = f"""
 select distinct fn.nspname, f.relname
 {CHOSEN}
@@ -177,9 +189,17 @@ select distinct n.nspname, c.relname, rn.nspname, r.relname
 """
 """Tables outside the pipeline that refer to one in it: they stop truncate and drop."""
 
-AVAILABLE_EXTENSIONS = """
-select name from pg_available_extensions
+EXTENSIONS = """
+select wanted.name, a.name is not null, a.installed_version is not null,
+       (select u.rolsuper from pg_roles u where u.rolname = current_user)
+       or exists (select from pg_available_extension_versions v
+                   where v.name = a.name and v.version = a.default_version and {trusted}
+                     and has_database_privilege(current_database(), 'create'))
+  from unnest(%(names)s::text[]) with ordinality as wanted(name, place)
+  left join pg_available_extensions a on a.name = wanted.name
+ order by wanted.place
 """
+"""Whether extensions are on the server, in the database, and could be put there by this role."""
 
 UNIQUE_KEYS = """
 select n.nspname, c.relname,

@@ -135,6 +135,7 @@ def _source_tables(
         _rights(found, conn, pipeline_name, tables, mode)
         _identities(found, conn, tables, mode)
         _what_cannot_be_carried(found, conn, tables)
+        _left_out(found, conn, chooses)
 
 
 def _rights(found: Found, conn: psycopg.Connection, pipeline_name: str, tables: Sequence[Table], mode: Mode) -> None:
@@ -220,6 +221,23 @@ def _what_cannot_be_carried(found: Found, conn: psycopg.Connection, tables: Sequ
         found.warning(
             f"source: defaults, checks or indexes call functions that are not carried: {some(functions)}",
             "create these functions on the target first",
+        )
+
+
+def _left_out(found: Found, conn: psycopg.Connection, chooses: Callable[[TableId], bool]) -> None:
+    """Name what fits the patterns and is no table."""
+    kinds: dict[str, list[TableId]] = {}
+    for kind, *id in ask(conn, queries.LEFT_OUT):
+        if chooses(TableId(*id)):
+            kinds.setdefault(kind, []).append(TableId(*id))
+    if views := kinds.get("v", []) + kinds.get("m", []):
+        found.warning(
+            f"source: views are not copied: {some(views)}", "set views: true for a target that is to have them"
+        )
+    if foreign := kinds.get("f"):
+        found.warning(
+            f"source: foreign tables are not copied: {some(foreign)}",
+            "make them on the target by hand, or copy them from the server that they are on",
         )
 
 

@@ -19,6 +19,7 @@ from schemas.pipeline import Prepare
 from schemas.table import Objects, Table, TableId
 
 OWN_SCHEMA = "penstock"
+TRUSTED_SINCE = 13
 AT_ONCE = 200  # tables that are looked into by one statement
 
 
@@ -98,12 +99,23 @@ def _schemas(found: Found, conn: psycopg.Connection, tables: Sequence[Table], pr
 def _extensions(found: Found, conn: psycopg.Connection, objects: Objects | None) -> None:
     if objects is None or not objects.extensions:
         return
-    available = {name for (name,) in ask(conn, queries.AVAILABLE_EXTENSIONS)}
-    needed = [extension.partition(" schema ")[0] for extension in objects.extensions]
-    if missing := [name for name in needed if name not in available]:
+    schemas = dict(extension.partition(" schema ")[::2] for extension in objects.extensions)
+    trusted = "v.trusted" if major(conn) >= TRUSTED_SINCE else "false"
+    asked = ask(conn, queries.EXTENSIONS.replace("{trusted}", trusted), names=list(schemas))
+    if missing := [name for name, on_server, *_ in asked if not on_server]:
         found.error(
             f"target: extensions are not installed on the server: {some(missing)}",
             "install their packages there, or leave the tables that use them out",
+        )
+    if forbidden := [name for name, on_server, there, may in asked if on_server and not there and not may]:
+        commands = [
+            f"create extension {quote(name)}" + (f" schema {quote(schemas[name])}" if schemas[name] else "")
+            for name in forbidden
+        ]
+        role = ask(conn, queries.TARGET_RIGHTS)[0][3]
+        found.error(
+            f"target: extensions are missing in the database, and role {role} may not make them: {some(forbidden)}",
+            f"as a superuser: {'; '.join(commands)}",
         )
 
 

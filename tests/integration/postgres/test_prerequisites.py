@@ -259,3 +259,31 @@ def test_rows_triggers_and_references_of_a_target_are_told(
     assert warnings(problems) == ["target: trigger always of public.t fires for replicated rows too"]
     target.execute("drop table public.t cascade; create view public.t as select 1 as a")
     assert errors(target_problems(target_db, [table], "create")) == ["target: public.t exists, but is no table"]
+
+
+def test_what_is_no_table_is_named_as_left_out(source_db: str, source: psycopg.Connection) -> None:
+    run(source, "create table public.t (id int primary key)")
+    run(source, "create view public.v as select * from public.t")
+    run(source, "create materialized view public.m as select * from public.t")
+    run(source, "create foreign data wrapper nothing; create server nowhere foreign data wrapper nothing")
+    run(source, "create foreign table public.f (a int) server nowhere")
+    found = source_problems(source_db, "p", everything, Mode.LOAD_AND_CHANGES)
+    assert errors(found) == []
+    assert "source: views are not copied: public.v, public.m" in warnings(found)
+    assert "source: foreign tables are not copied: public.f" in warnings(found)
+    only_tables = source_problems(source_db, "p", lambda id: id.name == "t", Mode.LOAD_AND_CHANGES)
+    assert not [what for what in warnings(only_tables) if "not copied" in what]
+
+
+def test_an_extension_that_the_role_may_not_make_comes_with_its_command(
+    target: psycopg.Connection, target_db: str
+) -> None:
+    query = "select min(name) from pg_available_extensions where installed_version is null"
+    (name,) = target.execute(query).fetchone() or ()
+    needed = Objects(extensions=(f"{name} schema public",))
+    assert not [what for what in errors(target_problems(target_db, [], "create", needed)) if "extensions" in what]
+    with poor_role(target, target_db) as (role, url):
+        found = target_problems(url, [], "create", needed)
+    (missing,) = [problem for problem in found if "extensions" in problem.what]
+    assert missing.what == f"target: extensions are missing in the database, and role {role} may not make them: {name}"
+    assert missing.remedy == f'as a superuser: create extension "{name}" schema "public"'
