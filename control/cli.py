@@ -218,6 +218,28 @@ def check(file: File, as_json: AsJson = False) -> None:
 
 @app.command()
 @_told
+def plan(file: File, as_json: AsJson = False) -> None:
+    """Tell what is going to happen, and change nothing.
+
+    For each target, in the order in which it is done: every table and column and what becomes of it, every loss, every
+    constraint and index, which tables change together, and about how long the load takes.
+
+    \b
+    Example:  penstock plan pipeline.yaml
+    """
+    from dataclasses import asdict
+
+    from control.planning import lines_of, plan_all
+
+    for target in plan_all(_load(file)):
+        if as_json:
+            print(json.dumps(asdict(target)))
+        else:
+            print("\n".join(lines_of(target)))
+
+
+@app.command()
+@_told
 def status(
     file: File,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,

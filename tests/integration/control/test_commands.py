@@ -254,3 +254,33 @@ def test_a_source_that_writes_no_logical_log_is_told_with_its_remedy(tmp_path: P
         assert remedy in penstock("run", code=3)
         assert remedy in penstock("check", code=4)
         penstock("drop", "--yes")
+
+
+def test_plan_tells_what_becomes_of_everything_and_changes_nothing(penstock: Penstock) -> None:
+    sql(penstock.source, "create table shop.lines (id int primary key, of int references shop.orders, at timestamptz)")
+    sql(penstock.source, "alter table shop.lines add double int generated always as (id * 2) stored")
+    sql(penstock.source, "create index on shop.lines (at)")
+    sql(penstock.source, "analyze")
+    (target,) = [json.loads(line) for line in penstock("plan", "--json").splitlines()]
+    lines, orders = target["tables"]
+    assert (orders["table"], orders["action"], orders["rows"], orders["group"]) == ("shop.orders", "is made", 500, 0)
+    assert orders["bytes"] > 8_000 and lines["group"] == 0
+    assert [(column["name"], column["type"], column["how"]) for column in lines["columns"]] == [
+        ("id", "integer", ""),
+        ("of", "integer", ""),
+        ("at", "timestamp with time zone", ""),
+        ("double", "integer", "computed by the target"),
+    ]
+    assert "create index" in lines["then"][0].lower() and "foreign key" in lines["last"][0].lower()
+    told = penstock("plan")
+    assert "change together, tied by foreign keys: shop.lines, shop.orders" in told
+    sql(penstock.target, "create schema shop")
+    sql(penstock.target, "create table shop.orders (id bigint primary key)")
+    assert "stops: the target has a table of this name" in penstock("plan")
+    penstock.write(more="")
+    penstock.file.write_text(penstock.file.read_text() + "    prepare: keep\n")
+    told = penstock("plan")
+    assert "id integer -> bigint" in told and "the target's has no such column" in told
+    with psycopg.connect(penstock.target) as target_db:
+        found = target_db.execute("select to_regnamespace('penstock') is null, count(*) from shop.orders").fetchone()
+    assert found == (True, 0)

@@ -14,6 +14,7 @@ COMMANDS = [
     "snapshot",
     "apply",
     "check",
+    "plan",
     "status",
     "events",
     "pause",
