@@ -167,7 +167,7 @@ class Apply:
         self._todo: list[tuple[TableId, int, int]] = []
         self._obeyed = 0  # of the commands, those that are carried out or not for this worker
         self._counted: dict[TableId, int] = defaultdict(int)
-        self._noted_at = self._looked_at = self._asked_at = self._shared_at = self._moved_at = -1e9
+        self._noted_at = self._looked_at = self._find_from = self._asked_at = self._shared_at = self._moved_at = -1e9
         self._refreshed_at = self._refresh_from = -1e9
         self._moves_due = self._again_due = self._chunks_due = True
         self._well = True  # whether no step was broken off
@@ -880,8 +880,10 @@ class Apply:
                 return False
             self._looked_at = now
             self._hear()
-            if self._chunks_due:
+            if self._chunks_due and now >= self._find_from:
                 self._chunks_due = self._find_chunks()
+                # With very many tables that takes its time, and every chunk of any table is a reason for it.
+                self._find_from = now + 10 * (self._clock() - now)
             if not self._todo:
                 return False
         table, generation, number = self._todo.pop()

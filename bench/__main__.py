@@ -7,12 +7,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from bench import changes, latency, letters, load, scale
+from bench import changes, latency, letters, load, scale, tables
 from bench.report import Report
 from bench.stage import Service, Stage, stage
 from bench.workloads import MARK, NARROW, SMALL, WIDE
 
-GROUPS = ("load", "changes", "letters", "latency", "scale")
+GROUPS = ("load", "changes", "letters", "latency", "scale", "tables")
 
 
 def main() -> int:
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--transactions", type=int, default=100_000, help="small transactions of a backlog")
     parser.add_argument("--bulk", type=int, default=300_000, help="rows of a bulk backlog")
     parser.add_argument("--large", type=int, default=10_000_000, help="rows of the large transaction")
+    parser.add_argument("--tables", type=int, default=10_000, help="tables of a very large pipeline")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-kafka", action="store_true")
     parser.add_argument("--output", type=Path, default=Path("docs/performance.md"))
@@ -166,16 +167,37 @@ def _scale(made: Stage, report: Report, options: argparse.Namespace, kafka: bool
         work = f"rows/s, {rows:,} rows beside {options.rows:,}"
         _rate(report, work, rate, one[options.rows])
     # A table costs the same however few rows it has: the more rows, the less that shows.
-    for rows, tables in [(5 * options.rows, tables) for tables in (10, 100, 1000)] + [(options.rows, 1000)]:
-        work = f"rows/s, {rows:,} rows in {tables:,} tables beside one"
-        _rate(report, work, scale.rate(made, rows, tables), one[rows])
+    for rows, parts in [(5 * options.rows, parts) for parts in (10, 100, 200, 1000)] + [(options.rows, 1000)]:
+        work = f"rows/s, {rows:,} rows in {parts:,} tables beside one"
+        _rate(report, work, scale.rate(made, rows, parts), one[rows])
+
+
+def _tables(made: Stage, report: Report, options: argparse.Namespace, kafka: bool) -> None:
+    logs = [("embedded log", False, 3), ("Kafka", True, 10)][: 1 + kafka]
+    for name, over_kafka, bar in logs:
+        took, groups = tables.takeover(made, kafka=over_kafka)
+        work = f"kill -9 of one of {tables.WORKERS} apply workers: {groups} groups are followed again, {name}"
+        report.add(work, f"{took:.1f} s", f"{bar} s", took <= bar)
+    many = tables.start(made, options.tables)
+    work = f"{options.tables:,} tables, embedded log"
+    report.add(f"{work}: first start, until all are loaded and live", str(many.first), "60 s", many.first.seconds <= 60)
+    report.add(f"{work}: start again, until a change arrives", str(many.again), "60 s", many.again.seconds <= 60)
+    report.add(f"{work}: memory of the largest process", f"{many.memory} MB", "512 MB", many.memory <= 512)
+    report.add(f"{work}: idle, all processes", f"{many.idle:.1f} % of a core", "5 %", many.idle <= 5)
 
 
 def _rate(report: Report, work: str, rate: float, base: float) -> None:
     report.add(work, f"{rate / base:.2f} ({rate / 1000:.0f} k/s)", "0.85", rate / base >= 0.85)
 
 
-_MEASURE = {"load": _load, "changes": _changes, "letters": _letters, "latency": _latency, "scale": _scale}
+_MEASURE = {
+    "load": _load,
+    "changes": _changes,
+    "letters": _letters,
+    "latency": _latency,
+    "scale": _scale,
+    "tables": _tables,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -49,7 +49,7 @@ STEP_BYTES = 4 << 20
 """Read and appended in one step."""
 
 LOOK_SECONDS = 0.1
-"""How often a worker that is reading looks whether a finished chunk has become final."""
+"""How often a worker that has work looks what else there is, and whether a finished chunk has become final."""
 
 AGAIN_SECONDS = 1.0
 """After the log refused to take more."""
@@ -60,6 +60,7 @@ ASIDE_SECONDS = 30.0
 TOGETHER_BYTES = 8 << 20
 TOGETHER_ROWS = 10_000
 TOGETHER_SECONDS = 0.2
+PLANNED_AT_ONCE = 200
 """Small chunks are made durable, and tables planned, several at once: up to so much, and for no longer than that."""
 
 FINAL_AT_ONCE = 100
@@ -216,7 +217,8 @@ class SnapshotWorker:
         if now < self._again_at:
             return False
         try:
-            if self._reading is None or (self._pending and now >= self._look_at):
+            # Tasks that are listed are as good as a moment ago: with very many of them looking costs more than they do.
+            if now >= self._look_at or (self._reading is None and not self._tasks):
                 self._look_at = now + LOOK_SECONDS
                 if self._look(self._views) and self._reading is None:
                     return True
@@ -429,12 +431,13 @@ class SnapshotWorker:
             if state.plan is None or state.outdated:
                 asked = state.after > state.plan_offset
                 cause = rules.RELOADED if asked else rules.ADMITTED if state.outdated else ""
-                return self._plan(views, task.table, state.generation + 1, cause)
+                more = self._take_unplanned(views) if _is_untouched(state) else []
+                return self._plan(views, [task.table, *more], state.generation + 1, cause)
             generation, cause = self._spoilt.get(task.table, (-1, ""))
             if state.plan.generation != generation or state.complete():
                 self._spoilt.pop(task.table, None)  # others have planned, or finished, it
                 return False
-            return self._plan(views, task.table, generation + 1, cause)
+            return self._plan(views, [task.table], generation + 1, cause)
         if state.plan is None or task.table in self._spoilt:
             return False
         if task.what == HEAL:
@@ -456,37 +459,49 @@ class SnapshotWorker:
 
     # ------------------------------------------------------------------------------------------------- planning
 
-    def _plan(self, views: _Views, table: TableId, generation: int, cause: str) -> bool:
-        """Plan a table, or plan it again; of two workers that do, the first counts."""
-        version = views.tables.latest(table)
-        state = views.chunks.of(table)
+    def _take_unplanned(self, views: _Views) -> list[TableId]:
+        """Take the next tasks that are first plans too: the source is asked for many tables at once."""
+        tables: list[TableId] = []
+        while self._tasks and self._tasks[0].what == _PLAN and len(tables) < PLANNED_AT_ONCE:
+            table = self._tasks[0].table
+            if table in self._aside or not _is_untouched(views.chunks.of(table)):
+                break
+            tables.append(self._tasks.popleft().table)
+        return tables
+
+    def _plan(self, views: _Views, tables: Sequence[TableId], generation: int, cause: str) -> bool:
+        """Plan tables, or one of them again; of two workers that do, the first counts."""
+        versions = [version for table in tables if (version := views.tables.latest(table)) is not None]
+        state = views.chunks.of(tables[0])
         snapshot = max(rules.fit(state, views.chunks.snapshots, views.setup, self._alive), default=None)
-        if version is None or snapshot is None:
+        if not versions or snapshot is None:
             return False
         engine = self._open(views, snapshot)
-        planned = engine.plan(version.table)
-        comparer = engine if isinstance(engine, Comparer) and set(planned.physical) != {GONE} else None
-        if cause.startswith(rules.REWRITTEN) and comparer and not comparer.is_current(version.table):
+        found = engine.plan([version.table for version in versions])
+        comparer = engine if isinstance(engine, Comparer) and set(found[0].physical) != {GONE} else None
+        if cause.startswith(rules.REWRITTEN) and comparer and not comparer.is_current(versions[0].table):
             # What rewrote the table may have given it columns whose values the stream will never bring.
             raise SchemaUnsupported(
-                f"source: {table} has other columns than the stream has told of so far",
+                f"source: {versions[0].id} has other columns than the stream has told of so far",
                 remedy="change a row of the table, so that the stream brings its new definition",
             )
         engine.release()
-        plan = Plan(
-            table_schema=table.schema,
-            table_name=table.name,
-            generation=generation,
-            schema_id=version.schema_id,
-            chunks=planned.chunks,
-            physical=planned.physical,
-            cause=cause,
-            at=self._micros(),
-        )
-        self._planned.append(plan)
+        self._planned += [
+            Plan(
+                table_schema=version.id.schema,
+                table_name=version.id.name,
+                generation=generation,
+                schema_id=version.schema_id,
+                chunks=planned.chunks,
+                physical=planned.physical,
+                cause=cause,
+                at=self._micros(),
+            )
+            for version, planned in zip(versions, found, strict=True)
+        ]
         if generation:
-            _log.warning("%s is read again from the beginning: %s", table, cause)
-            self._teller.tell(EventKind.NOTICE, f"is read again from the beginning: {cause}", table=table)
+            _log.warning("%s is read again from the beginning: %s", versions[0].id, cause)
+            self._teller.tell(EventKind.NOTICE, f"is read again from the beginning: {cause}", table=versions[0].id)
             self.restarts += 1
         return True
 
@@ -721,6 +736,11 @@ class SnapshotWorker:
 
 
 _END = object()
+
+
+def _is_untouched(state: TableChunks) -> bool:
+    """Whether a table is still to be planned for the first time, and nobody has asked for anything else."""
+    return state.plan is None and state.generation < 0 and state.after < 0
 
 
 def _work(task: _Task) -> int:

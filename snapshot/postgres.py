@@ -9,6 +9,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import psycopg
 from psycopg import pq
@@ -74,22 +75,23 @@ _log = logging.getLogger(__name__)
 
 # In a repeatable read transaction the catalogue's tables show what the snapshot sees; its functions look past it.
 LEAVES = """
-with recursive below(oid, relkind) as (
-    select c.oid, c.relkind
-      from pg_class c join pg_namespace n on n.oid = c.relnamespace
-     where n.nspname = %(schema)s and c.relname = %(name)s
+with recursive below(place, oid, relkind) as (
+    select wanted.place, c.oid, c.relkind
+      from unnest(%(schemas)s::text[], %(names)s::text[]) with ordinality wanted(schema, name, place)
+      join pg_namespace n on n.nspname = wanted.schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
      union all
-    select c.oid, c.relkind
+    select b.place, c.oid, c.relkind
       from below b join pg_inherits i on i.inhparent = b.oid join pg_class c on c.oid = i.inhrelid
      where b.relkind = 'p'
 )
-select n.nspname, c.relname,
+select b.place - 1, n.nspname, c.relname,
        coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8,
        coalesce(pg_table_size(c.oid), 0),
        case when c.relpages > 0 and c.reltuples >= 0 then c.reltuples / c.relpages end::float8
   from below b join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace
  where b.relkind = 'r'
- order by 1, 2
+ order by 1, 2, 3
 """
 
 MARKS = """
@@ -133,18 +135,20 @@ class PostgresReader:
                 self.release()
                 raise
 
-    def plan(self, table: Table) -> Planned:
+    def plan(self, tables: Sequence[Table]) -> list[Planned]:
         connection = self._open()
-        with translated("source", f"planning {table.id}"):
-            found = ask(connection, LEAVES, schema=table.name.schema, name=table.name.name)
-        ranges = connection.info.server_version >= 140_000
-        chunks: list[Chunk] = []
+        leaves: list[list[_Leaf]] = [[] for _ in tables]
+        with translated("source", f"planning {len(tables)} tables"):
+            schemas, names = [table.name.schema for table in tables], [table.name.name for table in tables]
+            for place, *leaf in ask(connection, LEAVES, schemas=schemas, names=names):
+                leaves[place].append(_Leaf(*leaf))
         # A partitioned table without partitions, or one that was dropped, has one chunk without rows.
-        for schema, name, pages, size, density in found or [(*table.name, 0, 0, None)]:
-            for lower, upper, rows in divide(pages if ranges else 0, size, density):
-                chunks.append(Chunk(len(chunks), schema, name, lower, upper, rows))
-        leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in chunks))
-        return Planned(tuple(chunks), tuple(mark.now for mark in self.marks(leaves)))
+        divided = [
+            _chunks(of or [_Leaf(*t.name, 0, 0, None)], connection) for t, of in zip(tables, leaves, strict=True)
+        ]
+        marked = [list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in of)) for of in divided]
+        marks = iter(self.marks([leaf for of in marked for leaf in of]))
+        return [Planned(of, tuple(next(marks).now for _ in these)) for of, these in zip(divided, marked, strict=True)]
 
     def is_current(self, table: Table) -> bool:
         expected = {column.name for column in table.definition.columns} or {column.name for column in table.columns}
@@ -246,6 +250,25 @@ class PostgresReader:
         finally:
             if not complete:
                 self.close()  # in the middle of a COPY nothing else can be asked
+
+
+class _Leaf(NamedTuple):
+    """A leaf of a table as it is divided: `density` is rows a page, as far as anybody knows."""
+
+    schema: str
+    name: str
+    pages: int
+    size: int
+    density: float | None
+
+
+def _chunks(leaves: Sequence[_Leaf], connection: psycopg.Connection) -> tuple[Chunk, ...]:
+    ranges = connection.info.server_version >= 140_000  # before, a range of pages reads the whole table
+    chunks: list[Chunk] = []
+    for leaf in leaves:
+        for lower, upper, rows in divide(leaf.pages if ranges else 0, leaf.size, leaf.density):
+            chunks.append(Chunk(len(chunks), leaf.schema, leaf.name, lower, upper, rows))
+    return tuple(chunks)
 
 
 def divide(pages: int, size: int, density: float | None) -> Iterator[tuple[str, str, int]]:

@@ -50,9 +50,9 @@ class Reader(Protocol):
         """Begin to read in a snapshot, after `release` of the one before. Raises `SnapshotLost` if nobody holds it
         any more; once open it stays readable until `release`, whatever becomes of its holder."""
 
-    def plan(self, table: Table) -> Planned:
-        """Divide a table into chunks without scanning it: at least one, numbered from 0, that together hold each of
-        its rows exactly once, whatever is inserted meanwhile."""
+    def plan(self, tables: Sequence[Table]) -> list[Planned]:
+        """Divide each table into chunks without scanning it: at least one, numbered from 0, that together hold each of
+        its rows exactly once, whatever is inserted meanwhile. Takes no lock that lasts."""
 
     def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
         """Return the marks of leaves. Asked after a leaf was read, before `release`: then they are those that the

@@ -210,8 +210,9 @@ class SimulatedReader(Connection):
             raise SnapshotLost(f"{snapshot} is gone")
         return self.database.exported[snapshot]
 
-    def plan(self, table: Table) -> Planned:
-        return self.call(f"plan {table.id}", lambda: self._plan(table))
+    def plan(self, tables: Sequence[Table]) -> list[Planned]:
+        names = " ".join(str(table.id) for table in tables)
+        return self.call(f"plan {names}", lambda: [self._plan(table) for table in tables])
 
     def _plan(self, table: Table) -> Planned:
         name = table.id.name

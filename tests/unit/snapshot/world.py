@@ -163,7 +163,10 @@ class ScriptedReader:
             raise SnapshotLost(snapshot)
         self._open = snapshot
 
-    def plan(self, table: Table) -> Planned:
+    def plan(self, tables: Sequence[Table]) -> list[Planned]:
+        return [self._plan(table) for table in tables]
+
+    def _plan(self, table: Table) -> Planned:
         self._db.called(f"plan {table.id}")
         number = self._db.chunks.get(table.id, 1)
         chunks = tuple(Chunk(n, *table.id, str(n), str(number), 1) for n in range(number))
