@@ -21,7 +21,7 @@ from apply.target import Batch, Change, Progress, Redefinition, TableMove, Table
 from codec.copy import load_rows
 from codec.net import Net
 from conversion.alter import additions, alter_table, emptied_partitions, new_labels
-from conversion.ddl import after_load, create_table, foreign_keys, objects_statements
+from conversion.ddl import after_load, create_table, foreign_keys, make_view, objects_statements
 from conversion.loss import losses
 from engines.postgres.connect import connect
 from engines.postgres.errors import translate, translated
@@ -39,12 +39,13 @@ from schemas.errors import (
     WriteConflict,
 )
 from schemas.frontier import HEAL
-from schemas.pipeline import Ddl, Prepare, TargetSettings
+from schemas.pipeline import Ddl, Prepare, TargetSettings, matches
 from schemas.states import STOPPED, TableState
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
 
 BUILDS_AT_ONCE = 4
+MAINTAIN_SINCE = 17
 HEAL_BYTES = 32 << 20
 LOCK_SECONDS = 5
 """How long a change of a table's definition waits for those who use the table; then it is tried again."""
@@ -467,10 +468,33 @@ class PostgresTarget:
             # Keys that are looked at while changes go on would refuse what is right only at the end of a transaction.
             if self._session.replica or last:
                 statements += self._keys(version.table)
+            statements += self._companions(version.table.id)
         done = self._build("tie", version.table.id, statements)
         if done and keys:
             self._look_again({version.table.name, *(key.references for key in keys if key.references)})
         return done
+
+    def _companions(self, table: TableId) -> list[str]:
+        """Return what gives a table, and the views that read it, to whom they belong; and what makes these views, if
+        this is the last table that they wait for."""
+        statements = self._access(table)
+        if self._settings.views:
+            above = {table}
+            for view in self._objects.views:
+                if above.intersection(view.reads) and matches(view.id, self._settings.tables):
+                    above.add(view.id)
+                    statements.append(make_view(view, self._pipeline, state.LOCK, self._access(view.id)))
+        return statements
+
+    def _access(self, id: TableId) -> list[str]:
+        wanted = [*(self._objects.grants if self._settings.grants else ())]
+        wanted += self._objects.owners if self._settings.owners else ()
+        maintain = self._major >= MAINTAIN_SINCE
+        return [
+            given.statement
+            for given in wanted
+            if given.on == id and (maintain or "grant MAINTAIN" not in given.statement)
+        ]
 
     def _keys(self, table: Table) -> list[str]:
         """Return what makes the foreign keys, without holding up the writing to either table for long."""

@@ -49,6 +49,7 @@ def _source(pipeline: Pipeline) -> Iterator[Finding]:
 def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
     """Return the source's chosen tables; None if it can't be asked, which has been told already."""
     from engines.postgres.catalogue import objects, tables
+    from engines.postgres.companions import with_companions
     from engines.postgres.connect import connect
     from engines.postgres.errors import translated
 
@@ -62,7 +63,7 @@ def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
             every = tables(connection, lambda _: True)
             pipeline.require_matches(table.id for table in every)
             chosen = [table for table in every if pipeline.chooses(table.id)]
-            return objects(connection, chosen), chosen
+            return with_companions(connection, objects(connection, chosen), chosen, pipeline.chooses), chosen
     except ConfigInvalid:
         raise
     except ReplicationError:
@@ -110,7 +111,9 @@ def _target(
     prepared: set[TableId] = set()
     with contextlib.suppress(ReplicationError):  # told by what is asked next
         prepared = prepared_tables(settings, pipeline.pipeline)
-    for problem in target_problems(settings.url.get_secret_value(), tables, settings.prepare, needed, prepared):
+    roles = _roles(settings, needed, {table.id for table in tables}) if needed else set[str]()
+    url = settings.url.get_secret_value()
+    for problem in target_problems(url, tables, settings.prepare, needed, prepared, roles):
         yield Finding(where, problem.what.removeprefix("target: "), problem.remedy, problem.severity == "error")
     if catalogue is None or not makes:
         return
@@ -126,6 +129,12 @@ def _target(
     for loss in lost:
         of = f"{loss.table}: " if loss.table else ""
         yield Finding(where, f"{of}{loss.what}: {loss.consequence}", "", loss.refused)
+
+
+def _roles(settings: TargetSettings, objects: Objects, tables: set[TableId]) -> set[str]:
+    given = [*(objects.owners if settings.owners else ()), *(objects.grants if settings.grants else ())]
+    views = {view.id for view in objects.views} if settings.views else set()
+    return {one.role for one in given if one.role and one.on in tables | views}
 
 
 def _version(settings: TargetSettings) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from engines.postgres.connect import NEWEST
 from engines.postgres.quoting import literal, quote
-from schemas.table import ColumnDetails, Constraint, Objects, Partitioned, Table, TableId
+from schemas.table import ColumnDetails, Constraint, Objects, Partitioned, Table, TableId, View
 
 VIRTUAL_SINCE = 18
 NOT_ENFORCED_SINCE = 18
@@ -123,6 +123,23 @@ def foreign_keys(table: Table, among: Collection[TableId] | None = None, *, vers
     ]
 
 
+def make_view(view: View, pipeline: str, lock: int, access: Iterable[str] = ()) -> str:
+    """Return what makes a view that is not there, with `access` to it, unless a table that it reads is not live yet."""
+    reads = ", ".join(f"({literal(schema)}, {literal(name)})" for schema, name in view.reads)
+    missing = (
+        "exists (select from penstock.tables t"
+        f" where t.pipeline = {literal(pipeline)} and t.state <> 'live'"
+        f" and (t.table_schema, t.table_name) in ({reads}))"
+        if reads
+        else "false"
+    )
+    absent = " or ".join(f"to_regclass({literal(quote(*read))}) is null" for read in view.reads) or "false"
+    there = f"to_regclass({literal(quote(*view.id))}) is not null"
+    # Two tables may come to be live at once.
+    locked = f"perform pg_catalog.pg_advisory_xact_lock({lock}); "
+    return _unless(f"{there} or {absent} or {missing}", "; ".join((*view.statements, *access)), first=locked)
+
+
 def drop_tables(tables: Iterable[Table]) -> list[str]:
     """Return the statement that drops the tables, all in one: they may refer to each other. Nobody else may to them."""
     names = ", ".join(quote(*table.name) for table in tables)
@@ -223,7 +240,7 @@ def _extension(extension: str) -> str:
     return f"{quote(name)} schema {quote(schema)}" if schema else quote(name)
 
 
-def _unless(there: str, statement: str) -> str:
+def _unless(there: str, statement: str, first: str = "") -> str:
     return _block(f"if not ({there}) then {statement}; end if;")
 
 

@@ -172,6 +172,10 @@ class TargetSettings(_Chooses):
     url: SecretStr
     prepare: Prepare = Prepare.CREATE
     tables: tuple[str, ...] = ()
+    # Of tables that are made here:
+    views: bool = False
+    owners: bool = False
+    grants: bool = False
 
     _url = field_validator("url")(_database_url)
 

@@ -162,6 +162,22 @@ class Sequence(_Model):
     definition: str  # what follows `create sequence NAME`
 
 
+class View(_Model):
+    """A view, materialised or not: made on a target when all that it reads is there and loaded."""
+
+    id: TableId
+    reads: tuple[TableId, ...]  # tables, and views that come before it
+    statements: tuple[str, ...]  # the view's own, then those of its indexes
+
+
+class Granted(_Model):
+    """What a role is given on a table or view (or on the schema that it is in): a right, or the thing itself."""
+
+    on: TableId
+    role: str  # empty: everybody
+    statement: str
+
+
 class Objects(_Model):
     """What tables rest on: made before them, in this order."""
 
@@ -173,6 +189,10 @@ class Objects(_Model):
     ] = ()  # (name, whole `create type`/`create domain` statement), in order of dependence
     labels: tuple[tuple[TableId, tuple[str, ...]], ...] = ()  # of the enumerations among the types, in order
     sequences: tuple[Sequence, ...] = ()
+    # What stands beside the tables; a target gets it only if its settings say so.
+    views: tuple[View, ...] = ()
+    owners: tuple[Granted, ...] = ()
+    grants: tuple[Granted, ...] = ()
 
 
 Definition.model_rebuild()

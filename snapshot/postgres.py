@@ -17,6 +17,7 @@ from psycopg import pq
 from codec.copy import CopyDecoder
 from engines.postgres.asking import ask, run
 from engines.postgres.catalogue import objects, tables
+from engines.postgres.companions import with_companions
 from engines.postgres.connect import connect, is_sql_ascii
 from engines.postgres.definitions import make_trigger
 from engines.postgres.errors import translated
@@ -407,7 +408,7 @@ class PostgresSnapshotSource:
     def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
         with translated("source", "reading the catalogue"):
             chosen = tables(self._claimed(), chooses)
-            return objects(self._claimed(), chosen), chosen
+            return with_companions(self._claimed(), objects(self._claimed(), chosen), chosen, chooses), chosen
 
     def prepare(self, tables: Sequence[Table], *, hold: bool) -> Prepared:
         control = self._claimed()

@@ -29,11 +29,12 @@ def target_problems(
     prepare: Prepare | str,
     objects: Objects | None = None,
     prepared: Collection[TableId] = (),
+    roles: Collection[str] = (),
 ) -> list[Problem]:
     """Return what the target lacks to get these tables of the source; of an unreachable one just that.
 
     `objects` adds the extensions. Tables that are `prepared` already stay, and the rows in them are the pipeline's
-    own. How much room its disk has can't be asked.
+    own. `roles` are those that tables will belong or be open to. How much room its disk has can't be asked.
     """
     found = Found()
     how = Prepare(prepare)
@@ -46,6 +47,7 @@ def target_problems(
                 _database(found, conn)
                 _schemas(found, conn, tables, how)
                 _extensions(found, conn, objects)
+                _roles(found, conn, roles)
             with found.asking("target", "comparing tables"):
                 _tables(found, conn, [table for table in tables if table.id not in prepared], how)
                 _kept(found, conn, [table for table in tables if table.id in prepared])
@@ -116,6 +118,15 @@ def _extensions(found: Found, conn: psycopg.Connection, objects: Objects | None)
         found.error(
             f"target: extensions are missing in the database, and role {role} may not make them: {some(forbidden)}",
             f"as a superuser: {'; '.join(commands)}",
+        )
+
+
+def _roles(found: Found, conn: psycopg.Connection, roles: Collection[str]) -> None:
+    there = {name for (name,) in ask(conn, "select rolname from pg_roles")}
+    if missing := sorted(set(roles) - there):
+        found.error(
+            f"target: roles that own tables or may use them are missing: role {some(missing)}",
+            "; ".join(f"create role {quote(role)}" for role in missing),
         )
 
 

@@ -1,0 +1,88 @@
+"""Views, owners and grants, for a target that asks for them."""
+
+from __future__ import annotations
+
+import psycopg
+
+from tests.e2e.conftest import Project, one
+
+TABLES = """
+create role {name}_owner; create role {name}_reader;
+create schema shop;
+grant usage on schema shop to {name}_reader;
+create table shop.parts (id int, day date, t text, primary key (id, day)) partition by range (day);
+create table shop.parts_old partition of shop.parts for values from (minvalue) to ('2024-01-01');
+create table shop.z_last (id int primary key, secret text, "open %s" text);
+create table shop.hidden (id int primary key);
+insert into shop.parts select n, date '2023-06-01' + n, n from generate_series(1, 100) n;
+insert into shop.z_last select n, 's', 'o' from generate_series(1, 100) n;
+create view shop.a_view with (security_barrier = true) as
+    select z.id, "open %s" as renamed, p.day from shop.z_last z join shop.parts_old p using (id);
+create view shop."above $1" as select count(*) from shop.a_view;
+create materialized view shop.kept as select id, renamed from shop.a_view;
+create unique index kept_id on shop.kept (id);
+create view shop.of_what_is_left_out as select * from shop.hidden;
+alter table shop.parts owner to {name}_owner; alter table shop.parts_old owner to {name}_owner;
+alter table shop.a_view owner to {name}_owner;
+grant select on shop.z_last to {name}_owner;
+grant select on shop.parts to {name}_reader with grant option; grant insert, truncate on shop.z_last to public;
+grant update ("open %s") on shop.z_last to {name}_reader; grant select on shop.a_view, shop.kept to {name}_reader
+"""
+
+ACCESS = """
+with given (name, owner, acl) as (
+    select c.relname::text, c.relowner, c.relacl from pg_class c
+     where c.relnamespace = 'shop'::regnamespace and c.relkind in ('r', 'p', 'v', 'm')
+       and c.relname <> all (array['hidden', 'of_what_is_left_out'])
+     union all
+    select a.attname, 0, a.attacl from pg_attribute a where a.attrelid = 'shop.z_last'::regclass
+     union all
+    select n.nspname, n.nspowner, n.nspacl from pg_namespace n where n.nspname = 'shop'
+)
+select name, case when owner <> 0 then pg_get_userbyid(owner)::text end, a.privilege_type, a.is_grantable,
+       a.grantee::regrole::text
+  from given left join lateral aclexplode(acl) a on a.grantee <> owner
+ order by 1, 2, 3, 5
+"""
+
+VIEWS = """
+select c.relname::text, c.reloptions, pg_get_viewdef(c.oid),
+       array(select pg_get_indexdef(indexrelid) from pg_index where indrelid = c.oid)
+  from pg_class c
+ where c.relkind in ('v', 'm') and relnamespace = 'shop'::regnamespace and relname <> 'of_what_is_left_out'
+ order by 1
+"""
+
+
+def test_a_target_gets_views_owners_and_grants_if_it_asks_for_them(simple: Project) -> None:
+    with psycopg.connect(simple.source, autocommit=True) as connection:
+        connection.execute(TABLES.replace("{name}", simple.name).encode())
+    with psycopg.connect(simple.target, autocommit=True) as connection:
+        connection.execute(f"create role {simple.name}_owner".encode())
+    try:
+        simple.write(tables='shop.*", "!shop.hidden')
+        text = simple.file.read_text()
+        simple.file.write_text(text + "    views: true\n    owners: true\n    grants: true\n")
+        checked = simple.run("check", str(simple.file))
+        assert checked.returncode == 4
+        assert f"role {simple.name}_reader" in checked.stdout
+        with psycopg.connect(simple.target, autocommit=True) as connection:
+            connection.execute(f"create role {simple.name}_reader".encode())
+        simple.succeed("run", str(simple.file), "--until-caught-up")
+        for query in (ACCESS, VIEWS):
+            assert _rows(simple.target, query) == _rows(simple.source, query)
+        assert one(simple.target, 'select * from shop."above $1"') == one(
+            simple.source, 'select * from shop."above $1"'
+        )
+        assert one(simple.target, "select count(*) from shop.kept") == 100
+    finally:
+        for url in (simple.source, simple.target):
+            with psycopg.connect(url, autocommit=True) as connection:
+                for role in ("owner", "reader"):
+                    connection.execute(f"drop owned by {simple.name}_{role} cascade".encode())
+                    connection.execute(f"drop role {simple.name}_{role}".encode())
+
+
+def _rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True, options="-c search_path=pg_catalog") as connection:
+        return connection.execute(query.encode()).fetchall()
