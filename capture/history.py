@@ -58,8 +58,13 @@ def require_same(
         replication.start_streaming(stream, slot, publications, begin, messages=messages)
         arrival = select.poll()
         arrival.register(stream.socket, select.POLLIN)
-        heard, pause = clock(), ASK_SECONDS[0]
+        heard = told = clock()
+        pause = ASK_SECONDS[0]
         while True:
+            if clock() - told >= ASK_SECONDS[1]:  # a large transaction is no reason to be taken for dead
+                told = clock()
+                stream.put_copy_data(replication.standby_status(0))
+                stream.flush()
             size, data = stream.get_copy_data(1)
             if size < 0:
                 result = stream.get_result()

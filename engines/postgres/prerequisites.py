@@ -15,6 +15,7 @@ from engines.postgres.problems import Found, Problem, quoted, right_version, som
 from engines.postgres.publications import publication_names, publication_problems
 from engines.postgres.quoting import quote
 from engines.postgres.replication import slot_state, standbys_awaited
+from engines.postgres.retention import released
 from engines.postgres.target_prerequisites import target_problems
 from schemas.errors import LOAD_AGAIN
 from schemas.pipeline import Mode
@@ -68,6 +69,8 @@ def _settings(found: Found, conn: psycopg.Connection, pipeline_name: str) -> Non
             f"source: all {sender_limit} walsenders are busy",
             f"alter system set max_wal_senders = {sender_limit + 5}; then restart",
         )
+    if (let_go := released(conn, f"penstock_{pipeline_name}")) is not None:
+        found.error(f"source: {let_go}", let_go.remedy)
     if ours is not None and ours.lost:
         found.error(
             f"source: slot penstock_{pipeline_name} is lost {ours.invalidation_reason}".rstrip(),

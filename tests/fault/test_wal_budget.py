@@ -67,6 +67,9 @@ def test_the_budget_of_the_sources_log_is_told_and_kept(
 
         assert any(f"slot {name} was let go" in text for text in _events(world)), _events(world)
 
+        checked = _penstock(world, "check")
+        assert checked.returncode == 4 and f"slot {name} was let go" in checked.stdout
+
         # The remedy is one.
         connection.execute("insert into app.accounts values (1001, 0)")
         assert _penstock(world, "drop", "--yes").returncode == 0

@@ -436,6 +436,28 @@ def test_a_slot_that_was_dropped_says_so_at_the_start_and_while_streaming(world:
     assert LOAD_AGAIN in caught.value.remedy
 
 
+def test_a_slot_that_the_source_has_given_up_says_so_while_streaming_and_at_the_start(
+    make_postgres: Callable[..., PostgresServer],
+) -> None:
+    sizes = {"max_slot_wal_keep_size": "1MB", "max_wal_size": "32MB", "min_wal_size": "32MB", "wal_keep_size": 0}
+    server = make_postgres(16, conf=sizes)
+    with make_world(server.url()) as world:
+        world.run("create table public.t (id int primary key)")
+        setup = world.prepare()
+        capture = world.capture()
+        until(capture, lambda: capture.confirmed > 0)
+        # It does not come to read, and the source writes on.
+        deadline = time.monotonic() + 30
+        while (state := replication.slot_state(world.db, setup.slot)) is not None and not state.lost:
+            assert time.monotonic() < deadline
+            world.run("select pg_logical_emit_message(false, 'fill', repeat('x', 4000000))", "select pg_switch_wal()")
+            world.run("checkpoint")
+        for one in (capture, world.capture()):
+            with pytest.raises(PositionLost, match="has given up slot") as caught:
+                until(one, lambda: False)
+            assert LOAD_AGAIN in caught.value.remedy
+
+
 def test_another_cluster_is_refused(world: World) -> None:
     world.run("create table public.t (id int primary key)")
     setup = world.prepare()
