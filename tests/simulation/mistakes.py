@@ -13,9 +13,11 @@ from functools import partial
 from typing import Any
 
 import apply.commands
+import apply.replay
 import control.trimmer
 import snapshot.heal
 from apply.cohort import Beginning
+from apply.dead_letters import Letter, Tray, Waiting
 from apply.loop import Apply
 from apply.target import Batch, GroupMove, TableMove
 from capture.loop import Capture
@@ -26,6 +28,7 @@ from schemas.errors import Superseded
 from schemas.frontier import Claim, CommandKind, Visibility
 from schemas.record import decode_control
 from schemas.states import STOPPED, TableState
+from schemas.table import TableId
 from snapshot.loop import SnapshotWorker
 from snapshot.reader import Mark
 from tests.simulation import log, target
@@ -374,6 +377,80 @@ def forgets_what_a_reload_needs() -> None:
 def forgets_without_saying_so_to_who_reloads() -> None:
     """The trimmer does not tell what snapshots must show from now on."""
     Trimmer._is_unneeded = lambda self: True  # type: ignore[method-assign]
+
+
+# ---------------------------------------------------------------------------------------------- dead letters
+
+
+@mistake
+def later_changes_of_blocked_keys_are_applied() -> None:
+    """What comes under a key that has a letter does not wait."""
+    divide = Tray.divide
+
+    def blind(self: _Any, *arguments: _Any) -> bytes:
+        waiting, self.waiting = self.waiting, Waiting()
+        try:
+            return divide(self, *arguments)
+        finally:
+            self.waiting = waiting
+
+    Tray.divide = blind  # type: ignore[method-assign, assignment]
+
+
+@mistake
+def only_the_new_key_is_blocked() -> None:
+    """A letter that moves a row blocks where it goes to, not where it comes from."""
+
+    def add(self: Waiting, letter: Letter) -> None:
+        self.keys.add(letter.key)
+        self.letters += 1
+        self.schema_ids.add(letter.schema_id)
+
+    Waiting.add = add  # type: ignore[method-assign]
+
+
+@mistake
+def letters_outside_of_the_transaction() -> None:
+    """Letters are stored when the progress that passes them is committed."""
+    write, store = target.SimulatedTarget.write, target.Held.store
+
+    def later(self: _Any, batch: Batch) -> None:
+        trays: list[tuple[TableId, Tray]] = []
+        keep = lambda held, tray: trays.append((held.progress.table, tray))  # noqa: E731
+        target.Held.store = keep  # type: ignore[method-assign]
+        try:
+            write(self, batch)
+        finally:
+            target.Held.store = store  # type: ignore[method-assign]
+        if trays:
+            with self._transaction("store letters") as transaction:
+                for table, tray in trays:
+                    store(transaction.table(table), tray)
+
+    target.SimulatedTarget.write = later  # type: ignore[method-assign]
+
+
+@mistake
+def letters_outlive_a_truncation() -> None:
+    """A table that is emptied keeps the letters of its rows."""
+
+    def keep(self: Tray) -> None:
+        self.waiting = Waiting()
+
+    Tray._empty = keep  # type: ignore[method-assign]
+
+
+@mistake
+def letters_are_replayed_key_by_key() -> None:
+    """What a change has moved from one key to another is replayed apart from what was there before."""
+
+    def apart(letters: _Any) -> list[list[Letter]]:
+        found: defaultdict[bytes, list[Letter]] = defaultdict(list)
+        for letter in letters:
+            found[letter.key].append(letter)
+        return list(found.values())
+
+    apply.replay.bundled = apart
 
 
 # -------------------------------------------------------------------------------------------------- trimming

@@ -159,6 +159,9 @@ class World:
                 target.refuses = partial(_is_refused, modulus + number)
             for _ in range(letters.randint(0, 3)):
                 self.later.append((int(letters.random() * self.turns), self.replay))
+            for _ in range(letters.randint(0, 2)):
+                emptied = partial(self.database.truncate, letters.choice("ab"))
+                self.later.append((int(letters.random() * self.turns), emptied))
 
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
