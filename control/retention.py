@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Protocol
@@ -19,16 +17,13 @@ import psycopg
 
 from control.amounts import bytes_text, duration_text
 from control.trend import Trend
-from control.wiring import exists, opened_log
 from engines.postgres import retention
 from engines.postgres.connect import connect
 from engines.postgres.errors import translated
 from engines.postgres.retention import Retained
-from schemas.errors import PositionLost, ReplicationError
+from schemas.errors import PositionLost
 from schemas.events import EventKind
-from schemas.pipeline import AtBudget, Pipeline
-from transport.events import Teller
-from transport.topics import Topics
+from schemas.pipeline import AtBudget
 
 _log = logging.getLogger(__name__)
 
@@ -39,9 +34,6 @@ WARN_FROM, WARN_SOON_FROM, SOON_SECONDS = 0.75, 0.25, 3600.0
 """People are told from this share on; from the smaller one on if the rest will be full within so many seconds."""
 
 REMIND_SECONDS = 300.0
-
-WRITE_AGAIN_SECONDS = 5.0
-"""How long an event waits for a log that took nothing, and a process that ends for its events."""
 
 RELEASE_REMEDY = "at the limit the slot is dropped, and all has to be loaded again"
 WARN_REMEDY = "at the limit nothing but warning follows: see to the source's disk"
@@ -166,9 +158,7 @@ class Retention:
         size = f"the source keeps {bytes_text(found.size)} of its log for us"
         budget = f"wal-budget is {bytes_text(self._budget)}"
         if level is Level.FULL and self._policy is AtBudget.RELEASE:
-            lost = self._slot.release(f"the source kept {bytes_text(found.size)} of its log for it, {budget}")
-            self._tell(EventKind.ERROR, str(lost), lost.remedy)
-            raise lost
+            raise self._slot.release(f"the source kept {bytes_text(found.size)} of its log for it, {budget}")
         worse = level > self._level
         if worse or (level is not Level.FINE and now - self._told_at >= REMIND_SECONDS):
             self._told_at = now
@@ -200,45 +190,3 @@ class Retention:
         if open_ones:
             return f"it is kept since the beginning of what is open at the source: {'; '.join(open_ones[:3])}"
         return "it goes with the source's next checkpoint"
-
-
-class Events(threading.Thread):
-    """Writes events when the log takes them, and lets nobody wait for that: not even to open it."""
-
-    def __init__(self, pipeline: Pipeline, service: str) -> None:
-        super().__init__(name="events", daemon=True)
-        self._pipeline, self._service = pipeline, service
-        self._waiting: deque[tuple[EventKind, str, str]] = deque(maxlen=100)
-        self._news = threading.Event()
-        self._over = False
-
-    def tell(self, kind: EventKind, text: str, remedy: str) -> None:
-        self._waiting.append((kind, text, remedy))
-        self._news.set()
-
-    def run(self) -> None:
-        while True:
-            self._news.wait(WRITE_AGAIN_SECONDS if self._waiting else None)
-            self._news.clear()
-            with contextlib.suppress(ReplicationError, OSError):  # the log takes nothing now: it is tried again
-                self._write()
-            if self._over:
-                return
-
-    def close(self) -> None:
-        """Give what is not written yet a moment."""
-        self._over = True
-        self._news.set()
-        self.join(WRITE_AGAIN_SECONDS)
-
-    def _write(self) -> None:
-        if not self._waiting:
-            return
-        topics = Topics(self._pipeline.pipeline)
-        with opened_log(self._pipeline) as log:
-            if not exists(log) or not topics.are_made(log):
-                return
-            with contextlib.closing(Teller(log, topics, self._service)) as teller:
-                while self._waiting:
-                    kind, text, remedy = self._waiting.popleft()
-                    teller.tell(kind, text, remedy=remedy)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from control import wiring
+from control.herald import Herald
 from control.logs import LogFile, Redactor, configure
 from control.messages import Messages
 from control.metrics import Health, MetricsServer
@@ -202,6 +203,7 @@ def _service(
         redact = Redactor(secrets_of(pipeline))
         log = configure(name, file=file, console=console, level=settings.log_level, redact=redact)
         health = Health(tell=current_beat())
+        herald = Herald(pipeline, name)
         server = None
         if metrics is not None:
             server = MetricsServer(
@@ -209,8 +211,9 @@ def _service(
             )
         log.info("started")
         try:
-            return serve(make(pipeline, stop), stop=stop, log=log, health=health)
+            return serve(make(pipeline, stop), stop=stop, log=log, health=health, tell=herald.tell)
         finally:
+            herald.close()
             if server is not None:
                 server.close()
             file.close()

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from control.metrics import Health
 from schemas.errors import IntegrityError, OperatorError, ReplicationError, RowError, TransientError
+from schemas.events import EventKind
 
 
 class Exit(IntEnum):
@@ -138,6 +139,7 @@ def serve(
     health: Health | None = None,
     now: Callable[[], float] = time.monotonic,
     backoff: Backoff | None = None,
+    tell: Callable[[EventKind, str, str], None] = lambda kind, text, remedy: None,
 ) -> Exit:
     """Run the loop that `make` opens until it is done or `stop` is asked for, and return the exit code.
 
@@ -167,15 +169,19 @@ def serve(
             # A conflict is the normal way in which two owners sort themselves out; a hiccup is no news.
             if backoff.failures == 1:
                 failing_since, told = began, ""
-            is_news = str(error) != told or now() - told_at > _REMINDER_SECONDS
-            tell = log.info
+            is_new = str(error) != told
+            is_news = is_new or now() - told_at > _REMINDER_SECONDS
+            report = log.info
             if is_news and now() - failing_since > _NEWS_SECONDS:
-                tell, told, told_at = log.warning, str(error), now()
-            tell("will try again", error=str(error), remedy=error.remedy, kind=kind, seconds=round(pause, 2))
+                report, told, told_at = log.warning, str(error), now()
+                if is_new:  # events are for what changes
+                    tell(EventKind.WARNING, str(error), error.remedy)
+            report("will try again", error=str(error), remedy=error.remedy, kind=kind, seconds=round(pause, 2))
             stop.wait(pause)
         except OperatorError as error:
             # Whoever started this process tells people, once for all workers that stopped for the same reason.
             log.error("stopped", error=str(error), remedy=error.remedy, kind=type(error).__name__, told=True)
+            tell(EventKind.ERROR, str(error), error.remedy)
             raise
         except (IntegrityError, RowError) as error:
             log.error("stopped", error=str(error), kind=type(error).__name__, exc_info=True)

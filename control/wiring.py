@@ -197,7 +197,8 @@ def trimmer(pipeline: Pipeline, stop: StopSignal) -> Make:
 def retention(pipeline: Pipeline, stop: StopSignal) -> Make:
     """What keeps the source's log within its budget, of a pipeline that has one."""
     from control.dropping import slot_name
-    from control.retention import Events, PostgresSlot, Retention
+    from control.herald import Herald
+    from control.retention import PostgresSlot, Retention
 
     source, budget = pipeline.source, pipeline.source.wal_budget
     assert budget is not None
@@ -206,10 +207,9 @@ def retention(pipeline: Pipeline, stop: StopSignal) -> Make:
     def make() -> Iterator[Loop]:
         slot = PostgresSlot(source.url.get_secret_value(), slot_name(pipeline))
         with (
-            closing(Events(pipeline, "retention")) as events,
-            closing(Retention(slot, budget, source.at_wal_budget, events.tell, sleep=stop.wait)) as loop,
+            closing(Herald(pipeline, "retention")) as herald,
+            closing(Retention(slot, budget, source.at_wal_budget, herald.tell, sleep=stop.wait)) as loop,
         ):
-            events.start()
             yield loop
 
     return make

@@ -11,6 +11,7 @@ import pytest
 from control.metrics import Health
 from control.service import Backoff, Exit, Loop, StopSignal, serve, signals
 from schemas.errors import DecodeError, OperatorError, PositionLost, SourceUnavailable
+from schemas.events import EventKind
 
 
 class Script:
@@ -33,6 +34,16 @@ class Script:
 
     def wait(self, timeout: float) -> None:
         self.waits.append(timeout)
+
+
+class Told:
+    """Keeps what becomes an event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[EventKind, str, str]] = []
+
+    def __call__(self, kind: EventKind, text: str, remedy: str) -> None:
+        self.events.append((kind, text, remedy))
 
 
 class Log:
@@ -198,3 +209,19 @@ def test_what_worked_for_some_seconds_is_tried_again_at_once(
     backoff = Backoff(0.0)
     serve(making(*loops, Script()), stop=StopSignal(), log=Log(), backoff=backoff, now=lambda: clock[0])
     assert backoff.failures == failures
+
+
+def test_what_lasts_and_what_stops_a_service_become_events_once() -> None:
+    told, clock = Told(), iter(range(0, 10_000, 2))
+    lasting = [Script(SourceUnavailable("gone", remedy="start it")) for _ in range(60)]
+    stopped = Script(PositionLost("lost", remedy="load again"))
+    with pytest.raises(PositionLost):
+        serve(
+            making(*lasting, stopped),
+            stop=StopSignal(),
+            log=Log(),
+            now=lambda: float(next(clock)),
+            backoff=Backoff(first=0.0, longest=0.0, healthy_after=1e9),
+            tell=told,
+        )
+    assert told.events == [(EventKind.WARNING, "gone", "start it"), (EventKind.ERROR, "lost", "load again")]
