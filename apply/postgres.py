@@ -223,11 +223,18 @@ class PostgresTarget:
             self._session.rollback()
 
     def _refusal(self, failed: StatementFailed, doing: str) -> Exception:
-        table = failed.label
-        if not isinstance(table, TableId):
+        table = failed.label if isinstance(failed.label, TableId) else self._blamed(failed.error)
+        if table is None:
             return translate(failed.error, "target", doing)
         error = translate(failed.error, "target", f"writing {table}")
         return error if isinstance(error, TransientError) else TableRefused(table, error)
+
+    def _blamed(self, error: psycopg.Error) -> TableId | None:
+        """Return the table that an error names which no statement of its own has raised: a constraint that is looked at
+        when the transaction ends."""
+        named = (error.diag.schema_name, error.diag.table_name)
+        tables = (writer.version.table for writer in self._writers.values())
+        return next((table.id for table in tables if tuple(table.name) == named), None)
 
     # --------------------------------------------------------------------------------------------------- tables
 
@@ -415,7 +422,7 @@ class PostgresTarget:
             count = self._merge_batches(writer, [batch]) if merge else self._copy_batches(writer, [batch])
 
         if not tray.found:
-            refused = self._attempt(write_all)
+            refused = self._attempt(writer.id, write_all)
             if refused is None:
                 return count
             if not isinstance(refused.cause, RowError):
@@ -671,7 +678,7 @@ class PostgresTarget:
                 net = net_of(version.layout, chain.from_iterable(some), binary=binary)
                 Work(writer, Change(version, net, exact)).run()
 
-            refused = self._attempt(write)
+            refused = self._attempt(writer.id, write)
             if refused is None:
                 return None
             if not isinstance(refused.cause, RowError):
@@ -680,8 +687,8 @@ class PostgresTarget:
 
         tray.sift(version.layout, changes, attempt, refused_together=refused_together)
 
-    def _attempt(self, write: Callable[[], None]) -> TableRefused | None:
-        """Write something that stays, or leave nothing of it behind and return why one table can't take it."""
+    def _attempt(self, table: TableId, write: Callable[[], None]) -> TableRefused | None:
+        """Write something that stays, or leave nothing of it behind and return why the table can't take it."""
         assert self._stages is not None
         session, stages = self._session, self._stages
         session.flush()
@@ -689,6 +696,8 @@ class PostgresTarget:
         try:
             session.queue("savepoint attempt")
             write()
+            if not session.replica:  # nothing must be found only when all ends
+                session.queue("set constraints all immediate", label=table)
             session.queue("release attempt")
             session.flush()
             return None
@@ -720,7 +729,7 @@ class PostgresTarget:
                 Work(self._writer(change.version), change).run()
                 self._session.flush()
 
-        return self._attempt(write)
+        return self._attempt(changes[0].version.table.id, write)
 
     def _store_letters(self, writer: Writer, tray: Tray) -> None:
         clear, letters = tray.take()

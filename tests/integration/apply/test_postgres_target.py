@@ -16,7 +16,7 @@ from apply.postgres import PostgresTarget, forget_pipeline
 from apply.postgres_session import Session
 from schemas.errors import ConfigInvalid, LogRewound, TargetUnavailable
 from schemas.frontier import Admitted, Trimmed
-from schemas.pipeline import Mode, Prepare, TargetSettings
+from schemas.pipeline import Mode, OnRowError, Prepare, TablePolicy, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
 from schemas.table import ColumnDetails, Constraint, Definition, Objects, TableId
@@ -779,3 +779,37 @@ def test_the_target_may_be_read_while_it_is_written(applied: Applied) -> None:
         source.commit(insert("t", "1", "a"))
         applied.catch_up(source, worker)
     assert applied.rows("t") == [(1, "a")]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_without_the_role_a_row_that_is_refused_at_the_commit_is_found_too(restricted: Applied, kept: bool) -> None:
+    restricted.sql("create table public.t (id bigint primary key, body text unique deferrable initially deferred)")
+    restricted.sql("insert into public.t values (100, 'taken')")
+    source = Source(make_table("t"))
+    worker = restricted.worker(source)
+    if kept:
+        worker._policy = lambda table: TablePolicy(on_row_error=OnRowError.SET_ASIDE)
+    source.commit(*[insert("t", str(at), "taken" if at == 3 else str(at)) for at in range(9)])
+    restricted.catch_up(source, worker)
+    state = restricted.state("t")
+    if kept:
+        assert state.state is TableState.LIVE
+        assert restricted.sql("select key_text from penstock.dead_letters") == [('["3"]',)]
+        assert restricted.sql("select count(*) from public.t") == [(9,)]
+    else:
+        assert state.state is TableState.FAILED and '["3"]' in state.error and "23505" in state.error
+
+
+def test_without_the_role_a_child_whose_parent_is_missing_stops_alone(restricted: Applied) -> None:
+    restricted.sql("create table public.p (id bigint primary key)")
+    restricted.sql(
+        "create table public.t (id bigint primary key, p bigint references public.p deferrable initially deferred)"
+    )
+    restricted.sql("create table public.u (id bigint primary key, body text)")
+    source = Source(make_table("t", [("id", "bigint"), ("p", "bigint")]), make_table("u"))
+    worker = restricted.worker(source)
+    source.commit(insert("t", "1", "7"), insert("u", "1", "a"))
+    restricted.catch_up(source, worker)
+    state = restricted.state("t")
+    assert state.state is TableState.FAILED and "t_p_fkey" in state.error
+    assert restricted.rows("u") == [(1, "a")]
