@@ -253,6 +253,10 @@ class PostgresTarget:
         writer = self._writers.get(version.schema_id)
         if writer is None:
             assert self._stages is not None
+            shape = self._shape(version.table.name)
+            if shape is None or misfits(shape, version.table):
+                # It may be another worker that has made of the table what it is now.
+                self._look_again({version.table.name})
             try:
                 shape = require(self._shape(version.table.name), version.table)
             except SchemaUnsupported as error:

@@ -479,11 +479,11 @@ class SnapshotWorker:
         engine = self._open(views, snapshot)
         found = engine.plan([version.table for version in versions])
         comparer = engine if isinstance(engine, Comparer) and set(found[0].physical) != {GONE} else None
-        if cause.startswith(rules.REWRITTEN) and comparer and not comparer.is_current(versions[0].table):
-            # What rewrote the table may have given it columns whose values the stream will never bring.
+        if generation and comparer and not comparer.is_current(versions[0].table):
+            # What altered the table may have given it columns whose values the stream will never bring.
             raise SchemaUnsupported(
-                f"source: {versions[0].id} has other columns than the stream has told of so far",
-                remedy="change a row of the table, so that the stream brings its new definition",
+                f"source: {versions[0].id} has other columns than capture has told of so far",
+                remedy="wait until capture does so, within seconds; start it if it does not run",
             )
         engine.release()
         self._planned += [

@@ -131,4 +131,8 @@ def test_changes_of_tables_are_carried_in_order_with_their_rows(simple: Project,
         assert cause in states[name][1] and "penstock reload" in states[name][2]
     wanted = [f"shop.{name}" for name in {*CARRIED, "calm"} - stopped]
     assert [str(found)[:300] for found in compare(simple.source, simple.target, wanted)] == []
+    simple.succeed("reload", str(simple.file), *(f"shop.{name}" for name in causes))
+    followed.sync()
+    differences = [str(found)[:300] for found in simple.differences()]
+    assert differences == [], followed.states()
     followed.stop()
