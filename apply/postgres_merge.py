@@ -44,6 +44,9 @@ reads the whole table to hash it, which costs a third more even if one row in tw
 STAGES = 64
 """Session tables that are kept: at each commit the server goes through all of them."""
 
+MOST_COLUMNS = 1600
+"""As many as a table can have, a stage too."""
+
 MERGE_SAYS_SINCE = 170000
 
 ALLOW_HASHING = "set local enable_hashjoin = on"
@@ -154,7 +157,9 @@ class Writer:
         self.rest = [place for place in range(len(self.names)) if place not in table.key]
         self.name = quote(*table.name)
         self.target = shape.only + self.name
-        self.binary = version.layout.binary and shape.takes_binary(table)
+        # No stage can have the columns of the table and those of the key once more.
+        self.widest = len(self.names) + len(self.key) > MOST_COLUMNS
+        self.binary = version.layout.binary and shape.takes_binary(table) and not self.widest
         self.casts = [column.cast for column in columns]
         self._key_columns = [columns[place] for place in table.key]
         self.collides = shape.may_collide(frozenset(table.columns[place].name for place in table.key))
@@ -341,30 +346,47 @@ class Work:
 
     def _any_moves(self) -> bool:
         """Whether the key of a partial row has changed."""
-        width = len(self.writer.names)
-        return any(
-            [row[place] for place in self.writer.places] != row[width:]
-            for _, _, data in self._folded.partials
-            for row in texts(data)
-        )
+        return any(self._moves(row) for _, _, data in self._folded.partials for row in texts(data))
+
+    def _moves(self, row: Values) -> bool:
+        return [row[place] for place in self.writer.places] != row[len(self.writer.names) :]
 
     def _change_each(self) -> None:
-        writer = self.writer
-        width = len(writer.names)
         for unchanged, _, data in self._folded.partials:
-            places = [place for place in writer.rest if place not in unchanged]
-            sets = ", ".join(
-                f"{writer.names[place]} = ${at}::{writer.casts[place]}" for at, place in enumerate(places, 1)
-            )
-            where = writer.given_key(len(places) + 1)
-            sql = (
-                f"update {writer.target} set {sets} where {where}"
-                if sets
-                else f"select from {writer.target} where {where}"
-            )
-            for row in texts(data):
-                values = [*(row[place] for place in places), *row[width:]]
-                self._session.queue(sql, values, self._count_changed, writer.id)
+            self._change_rows(unchanged, texts(data))
+
+    def _change_rows(self, unchanged: frozenset[int], rows: Iterable[Values]) -> None:
+        """Change rows in place, each by a statement of its own."""
+        writer = self.writer
+        places = [place for place in writer.rest if place not in unchanged]
+        sets = ", ".join(f"{writer.names[place]} = ${at}::{writer.casts[place]}" for at, place in enumerate(places, 1))
+        where = writer.given_key(len(places) + 1)
+        sql = (
+            f"update {writer.target} set {sets} where {where}" if sets else f"select from {writer.target} where {where}"
+        )
+        for row in rows:
+            values = [*(row[place] for place in places), *row[len(writer.names) :]]
+            self._session.queue(sql, values, self._count_changed, writer.id)
+
+    def _complete_rows(self, unchanged: frozenset[int], rows: list[Values]) -> None:
+        """Put rows to those that are written, with what only the target has of each, each by a statement of its own."""
+        writer = self.writer
+        if not rows:
+            return
+        if self._stage is None:
+            self._stage = writer.stage("rows", writer.names)
+        places = [place for place in range(len(writer.names)) if place not in unchanged]
+        given = {place: f"${at}::{writer.casts[place]}" for at, place in enumerate(places, 1)}
+        chosen = ", ".join(given.get(place, f"t.{name}") for place, name in enumerate(writer.names))
+        sql = (
+            f"insert into {self._stage} ({writer.listed}) select {chosen} from {writer.target} as t"
+            f" where {writer.given_key(len(places) + 1)}"
+        )
+        for row in rows:
+            values = [*(row[place] for place in places), *row[len(writer.names) :]]
+            self._session.queue(sql, values, self._one_row, writer.id)
+        self._session.flush()
+        self._moved += len(rows)
 
     def _change_staged(self) -> None:
         writer = self.writer
@@ -374,6 +396,11 @@ class Work:
             for name, origin in zip(writer.key, writer.origins, strict=True)
         )
         for unchanged, count, data in self._folded.partials:
+            if writer.widest:
+                rows = texts(data)
+                self._change_rows(unchanged, (row for row in rows if not self._moves(row)))
+                self._complete_rows(unchanged, [row for row in rows if self._moves(row)])
+                continue
             stage = self._stage_partials(data)
             moved = writer.run(f"select from {stage} as s where not ({same})")
             if moved:
@@ -480,7 +507,10 @@ class Work:
                 ),
             )
         for unchanged, count, data in self._folded.partials:
-            self._complete(self._stage_partials(data), unchanged, "true", count)
+            if writer.widest:
+                self._complete_rows(unchanged, texts(data))
+            else:
+                self._complete(self._stage_partials(data), unchanged, "true", count)
         self._delete_staged(self._net.touched()[1])
         if self._stage is not None:
             writer.run(
