@@ -128,7 +128,13 @@ class PostgresSource:
     def occupied(self) -> str:
         """See `Source.occupied`."""
         with translated("source", f"looking who reads slot {self._setup.slot}"):
-            return replication.slot_reader(self._catalogue(), self._setup.slot, ACQUIRE_SECONDS)
+            control = self._catalogue()
+            if replication.is_standby(control):  # on which the server itself takes the slot, to bring it up to date
+                raise SourceUnavailable(
+                    "the source is a standby now: waiting for it to become the primary",
+                    remedy="name the primary in the URL, or all with target_session_attrs=read-write",
+                )
+            return replication.slot_reader(control, self._setup.slot, ACQUIRE_SECONDS)
 
     def start(self, after: int, epoch: int, last: Commit) -> None:
         """See `Source.start`. Also raises `PrerequisiteMissing` if the publications do not hold the plan's tables."""
@@ -140,11 +146,6 @@ class PostgresSource:
                     remedy=f"correct the URL; if the source was replaced: {LOAD_AGAIN}",
                 )
             control = self._catalogue()
-            if replication.is_standby(control):
-                raise SourceUnavailable(
-                    "the source is a standby now: waiting for it to become the primary",
-                    remedy="name the primary in the URL, or all with target_session_attrs=read-write",
-                )
             confirmed = self._check(control, after)
             self._relations = Relations(self._tables, Objects.model_validate_json(self._setup.objects))
             prints = replication.publication_prints(control, self._setup.publications[0])
