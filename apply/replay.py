@@ -12,6 +12,7 @@ from apply.dead_letters import Letter, bundles, net_of
 from apply.target import Change, Taken, Target
 from codec.layout import Layout
 from codec.rows import decode, encode
+from schemas.frontier import TableRegistered
 from schemas.record import Op
 from schemas.table import TableId
 from transport.views import Registered
@@ -40,9 +41,14 @@ def replay(
     is refused again stays, with the new cause. As one row may stand in another's way, the refused ones are tried again
     as long as others are accepted.
     """
+    now = version_of(target.tables()[table].schema_id)
+
+    def named(schema_id: int) -> Registered:
+        return as_named_now(version_of(schema_id), now)
+
     applied = 0
     while True:
-        done, refused = _pass(target, table, version_of, chosen)
+        done, refused = _pass(target, table, named, chosen)
         applied += done
         if not done or not refused:
             return Replayed(applied, refused)
@@ -85,6 +91,19 @@ def _some(
             refused.append(replace(letter, cause=str(error), remedy=error.remedy))
             taken.change(refused[-1])
     return applied
+
+
+def as_named_now(version: Registered, now: Registered) -> Registered:
+    """Return a version of a table under the names that it and its columns have at the target by now."""
+    if version.schema_id == now.schema_id:
+        return version
+    names = {column.number: column.name for column in now.table.columns}
+    columns = tuple(
+        column.model_copy(update={"name": names.get(column.number, column.name)}) for column in version.table.columns
+    )
+    table = version.table.model_copy(update={"columns": columns, "renamed": now.table.renamed})
+    entry = TableRegistered(table.model_dump_json(), version.changes.topic, version.changes.number)
+    return Registered(version.schema_id, entry)
 
 
 def bundled(letters: Sequence[Letter]) -> list[list[Letter]]:

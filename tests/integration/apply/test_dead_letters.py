@@ -247,6 +247,21 @@ def test_unchanged_values_of_a_row_that_waited_are_those_that_the_target_has(app
     assert applied.rows("t") == [(1, "large", 5)]
 
 
+def test_letters_of_a_table_whose_columns_have_other_names_now_are_replayed(applied: Applied, source: Source) -> None:
+    applied.sql(CHECKED)
+    source.commit(insert("t", "1", "a", "-1"))
+    worker = ours(source, applied)
+    applied.catch_up(source, worker)
+    source.register(make_table("t", [("id", "bigint"), ("n", "text"), ("body", "numeric")]))
+    source.commit(insert("t", "2", "b", "2"), update("t", "1", "c", "-1"))
+    applied.catch_up(source, worker)
+    assert applied.sql("select id, n, body from public.t") == [(2, "b", 2)]
+    assert replayed(applied, source) == (0, 2)
+    applied.sql("alter table public.t drop constraint t_n_check")
+    assert replayed(applied, source) == (2, 0)
+    assert applied.sql("select id, n, body from public.t order by id") == [(1, "c", -1), (2, "b", 2)]
+
+
 # ---------------------------------------------------------------------------------------------------------- loads
 
 
