@@ -24,9 +24,11 @@ from capture.source import Step
 from capture.tables import TableVersions
 from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, MESSAGE, RELATION, TRUNCATE, ChangeDecoder, Relation
 from engines.postgres import definitions, replication
+from engines.postgres.catalogue import largest
 from engines.postgres.connect import connect
 from engines.postgres.connect import replication as connect_for_replication
-from engines.postgres.errors import translate, translated
+from engines.postgres.errors import is_row_too_large, translate, translated
+from engines.postgres.problems import SHOWN, some
 from engines.postgres.retention import slot_lost
 from schemas.errors import (
     LOAD_AGAIN,
@@ -473,10 +475,25 @@ class PostgresSource:
                 return lost
         if error is not None:
             meaning = translate(error, "source", f"streaming from slot {self._setup.slot}")
+            if is_row_too_large(error):
+                return self._too_large(error, meaning)
             if not isinstance(meaning, TransientError) or isinstance(meaning, SourceUnavailable):
                 return meaning
             said = str(meaning)
         return SourceUnavailable(said)
+
+    def _too_large(self, error: psycopg.Error, meaning: ReplicationError) -> SchemaUnsupported:
+        """Say where a row may be that the server can't send: it tells the position only, and goes no further."""
+        found = re.search(r"LSN ([0-9A-F]+/[0-9A-F]+)", error.diag.context or "")
+        tables = [table for table in self._relations.planned() if table.leaves]
+        with contextlib.suppress(psycopg.Error):
+            large = largest(self._catalogue(), tables)
+            tables = [table for table in tables if table.id in large] or tables
+        of = f"in {some([table.id for table in tables])}" if len(tables) <= SHOWN else "in a table of large values"
+        return SchemaUnsupported(
+            f"{meaning}; it is {of}{f', at {found[1]}' if found else ''}",
+            remedy=f"keep such values out of the table, or leave it out of the pipeline; then {LOAD_AGAIN}",
+        )
 
     def _unsupported(self, error: ValueUnsupported, change: bytes) -> SchemaUnsupported:
         """Say of which table and column a value has no form in the log.

@@ -22,6 +22,7 @@ __all__ = ["estimate", "filenodes", "objects", "pages", "sequence_values", "tabl
 
 DEFAULT, INDEX, FULL = "d", "i", "f"
 ORDINARY, PARTITIONED, FOREIGN = "r", "p", "f"
+BEST_COMPRESSED_GIGABYTE = 4 << 20  # lz4 makes a 255th of it at best
 ROWS_A_PAGE = 60  # where nobody has counted: rows of about 130 bytes
 
 
@@ -111,6 +112,13 @@ def estimate(conn: psycopg.Connection, ids: Iterable[TableId]) -> dict[TableId, 
 def pages(conn: psycopg.Connection, oids: Iterable[int]) -> dict[int, int]:
     """Return how many pages relations have now; what was dropped is missing."""
     return dict(ask(conn, queries.SIZES, oids=list(oids)))
+
+
+def largest(conn: psycopg.Connection, tables: Iterable[Table]) -> set[TableId]:
+    """Return those of the tables that may have a row of a gigabyte."""
+    owners = {leaf.oid: table.id for table in tables for leaf in table.leaves}
+    found = ask(conn, queries.LARGE_VALUES, oids=list(owners), least=BEST_COMPRESSED_GIGABYTE)
+    return {owners[oid] for (oid,) in found}
 
 
 def filenodes(conn: psycopg.Connection, oids: Iterable[int]) -> dict[int, str]:

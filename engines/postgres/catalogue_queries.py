@@ -40,6 +40,14 @@ select c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
 """
 """Every table, partition and foreign table of users; what an extension made belongs to the extension."""
 
+LARGE_VALUES = """
+select wanted.oid::int8
+  from unnest(%(oids)s::oid[]) as wanted(oid)
+  join pg_class c on c.oid = wanted.oid
+ where c.reltoastrelid <> 0 and pg_relation_size(c.reltoastrelid) >= %(least)s
+"""
+"""Tables with so many bytes of values out of line, compressed as they are."""
+
 PARENTS = """
 select i.inhrelid::int8, i.inhparent::int8
   from pg_inherits i

@@ -45,6 +45,9 @@ class Meaning(NamedTuple):
     quotes_values: bool = False  # the message may hold values or pieces of statements
 
 
+ROW_TOO_LARGE = "a row has more than the 1 GB that PostgreSQL can send or take of one"
+ROW_TOO_LARGE_REMEDY = "make its values smaller, or leave the table out"
+
 TABLE_REMEDY = "compare the table on both sides: it was altered or dropped after the pipeline began"
 READ_ONLY_REMEDY = "name the primary in the URL: this one is a standby, or its default_transaction_read_only is on"
 SLOTS_REMEDY = "raise max_replication_slots on the source (a restart), or drop a slot that nobody needs"
@@ -130,6 +133,8 @@ CLASSES: dict[str, Meaning] = {
     "XX": Meaning(OperatorError, "the server reports an internal error or damaged data: read its log"),
 }
 
+TOO_LARGE = re.compile(r"^out of memory$|exceeds maximum allowed length|invalid memory alloc request size")
+"""What the server says of a row that does not fit into a message, or of a value as text that is none any more."""
 SNAPSHOT_FUNCTIONS = {"ImportSnapshot", "SetTransactionSnapshot", "parseIntFromText", "parseXidFromText"}
 SLOT_FUNCTIONS = {"ReplicationSlotAcquire", "ReplicationSlotAlter", "StartLogicalReplication", "CreateDecodingContext"}
 LOST_SLOT = re.compile(r"can no longer (get changes|access) |has been invalidated|slot .* was invalidated")
@@ -198,8 +203,15 @@ def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
             return Meaning(PrerequisiteMissing, "somebody dropped the publication: " + RESTART_REMEDY)
         if state[:2] in {"P0", "09", "27", "44", "23"}:  # no row is refused by reading
             return Meaning(OperatorError, quotes_values=True)
+    if is_row_too_large(exc):
+        return Meaning(ValueUnsupported, ROW_TOO_LARGE_REMEDY)
     # A state that no table knows is one for a person.
     return EXACT.get(state) or CLASSES.get(state[:2]) or Meaning(OperatorError, quotes_values=True)
+
+
+def is_row_too_large(exc: psycopg.Error) -> bool:
+    """Whether the server could not put a row, or one value of it, together."""
+    return exc.sqlstate in {"54000", "XX000"} and bool(TOO_LARGE.search(exc.diag.message_primary or str(exc)))
 
 
 def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
@@ -245,6 +257,8 @@ def _message(exc: psycopg.Error, side: Side, doing: str, quotes_values: bool) ->
         # "InvalidTextRepresentation" says enough
         text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(exc).__name__).lower()
         text += _place(exc)
+    elif is_row_too_large(exc):
+        text = ROW_TOO_LARGE
     else:
         text = " ".join((diag.message_primary or str(exc)).split())
         # Of a refused connection libpq asks what our remedy says, and the driver repeats that it failed.

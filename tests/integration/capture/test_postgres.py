@@ -667,6 +667,29 @@ def test_a_value_without_a_form_in_the_log_is_named_with_table_column_and_positi
     assert LOAD_AGAIN in caught.value.remedy
 
 
+def test_a_row_that_the_server_can_not_send_is_looked_for_among_the_tables_of_large_values(world: World) -> None:
+    """The server's error is made by hand: one in earnest takes a gigabyte, and a minute."""
+    world.run("create table public.small (id int primary key, t text)", "create table public.films (id int, t text)")
+    world.run("alter table public.films alter t set storage external, replica identity full")
+    world.run("insert into public.films values (1, repeat('x', 5 << 20))")
+    world.run(
+        'create function public."in the change callback, associated LSN 1/8CF21B28"() returns void language plpgsql'
+        " as $$ begin raise exception using errcode = '54000', message = 'out of memory'; end $$"
+    )
+    world.prepare()
+    capture = world.capture()
+    world.run("insert into public.small values (1, 'x')")
+    world.catch_up(capture)
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded) as caught:
+        world.run('select public."in the change callback, associated LSN 1/8CF21B28"()')
+    source = capture._source
+    assert isinstance(source, PostgresSource)
+    ours = source._ended(caught.value)
+    assert isinstance(ours, SchemaUnsupported)
+    assert str(ours).endswith("it is in public.films, at 1/8CF21B28")
+    assert LOAD_AGAIN in ours.remedy
+
+
 def test_topics_stay_where_the_first_version_put_them(world: World) -> None:
     world.run("create table public.t (id int primary key)")
     world.prepare()

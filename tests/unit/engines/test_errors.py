@@ -160,3 +160,20 @@ def test_the_drivers_error_stays_the_cause() -> None:
     with pytest.raises(TransientError) as caught, translated("target", "writing"):
         raise cause
     assert caught.value.__cause__ is cause
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("54000", "out of memory"),
+        ("54000", "string buffer exceeds maximum allowed length (1073741823 bytes)"),
+        ("XX000", "invalid memory alloc request size 1132462140"),
+    ],
+)
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_row_that_no_message_can_hold_is_one_to_make_smaller(state: str, message: str, side: str) -> None:
+    ours = translate(error(state, message), side, "reading shop.films")  # type: ignore[arg-type]
+    assert isinstance(ours, ValueUnsupported)
+    assert str(ours).startswith(f"{side}: reading shop.films: a row has more than the 1 GB that PostgreSQL can send or")
+    assert "leave the table out" in ours.remedy
+    assert not isinstance(translate(error("53200", "out of memory"), "source"), ValueUnsupported)
