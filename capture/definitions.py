@@ -19,10 +19,10 @@ from engines.postgres import catalogue, definitions, replication
 from engines.postgres.objects import objects
 from schemas.table import Table, TableId
 
-LOOK_SECONDS = 5.0
+LOOK_SECONDS, TOLD_SECONDS = 5.0, 60.0
 LOOK_SHARE = 50
-"""How long after a look without a sign the next one is, and how many times longer than it took to see that nothing was
-altered."""
+"""How long after a look without a sign the next one is, also where the event trigger gives signs, and at least how many
+times longer than it took to see that nothing was altered."""
 
 AGAIN_SECONDS = 1.0
 
@@ -50,9 +50,9 @@ class Definitions:
     """
 
     def __init__(
-        self, watched: Callable[[], Mapping[TableId, Watched]], clock: Callable[[], float] = time.monotonic
+        self, slot: str, watched: Callable[[], Mapping[TableId, Watched]], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._watched, self._clock = watched, clock
+        self._slot, self._watched, self._clock = slot, watched, clock
         self._seen: dict[TableId, tuple[str, ...]] = {}
         self._next = (
             clock() + LOOK_SECONDS
@@ -88,8 +88,9 @@ class Definitions:
         if altered:
             self._read(connection, {id: watched[id] for id in altered})
             self._seen.update((id, prints[id]) for id in altered)
+        pause = TOLD_SECONDS if definitions.has_trigger(connection, self._slot) else LOOK_SECONDS
         if self._next > began:
-            self._next = self._clock() + max(LOOK_SECONDS, LOOK_SHARE * took)
+            self._next = self._clock() + max(pause, LOOK_SHARE * took)
 
     def _prints(
         self, connection: psycopg.Connection, watched: Mapping[TableId, Watched]

@@ -173,7 +173,7 @@ class PostgresSource:
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()
         heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
-        self._definitions = Definitions(self._relations.watched)
+        self._definitions = Definitions(self._setup.slot, self._relations.watched)
         self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, self._definitions, prints)
         self._caretaker.start()
 

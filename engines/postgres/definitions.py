@@ -85,6 +85,12 @@ select a.attnum::int4
  where a.attrelid = %(oid)s::int8::oid and a.attnum > %(number)s and a.attisdropped
 """
 
+TRIGGERS = """
+select count(*)
+  from pg_event_trigger t
+ where t.evtname = any (%(names)s) and t.evtenabled <> 'D'
+"""
+
 # It must never be in the way of what somebody does: an error here would be that one's.
 FUNCTION = """
 create or replace function {function}() returns event_trigger
@@ -172,6 +178,11 @@ def make_trigger(conn: psycopg.Connection, name: str) -> bool:
     except psycopg.errors.InsufficientPrivilege:
         return False
     return True
+
+
+def has_trigger(conn: psycopg.Connection, name: str) -> bool:
+    """Whether the event trigger of that name is there, and at work."""
+    return ask(conn, TRIGGERS, names=[f"{name}_{event}" for event in EVENTS]) == [(len(EVENTS),)]
 
 
 def drop_trigger(conn: psycopg.Connection, name: str) -> None:

@@ -75,7 +75,21 @@ class Followed:
     def states(self, target: str = "") -> dict[str, tuple[str, str, str]]:
         """Return the state of each table, and its error and remedy."""
         with psycopg.connect(target or self.project.target, autocommit=True) as connection:
-            return {name: tuple(rest) for name, *rest in connection.execute(STATES, [self.project.name])}
+            try:
+                return {name: tuple(rest) for name, *rest in connection.execute(STATES, [self.project.name])}
+            except psycopg.errors.UndefinedTable:
+                return {}
+
+    def captured(self, capture: subprocess.Popen[str]) -> None:
+        """Wait until all that is committed at the source is in the log."""
+        with contextlib.closing(connect(self.project.source, role="control", application="test")) as source:
+            position = replication.emit_message(source, "test", "")
+
+            def there() -> bool:
+                state = replication.slot_state(source, f"penstock_{self.project.name}")
+                return state is not None and (state.confirmed_flush or 0) >= position
+
+            self.project.wait_until("what is committed at the source", there, capture)
 
     def columns(self, table: str, side: str = "source") -> list[tuple[object, ...]]:
         """Return what a side says of a table's columns."""

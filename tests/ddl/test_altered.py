@@ -104,6 +104,9 @@ def test_changes_of_tables_are_carried_in_order_with_their_rows(simple: Project,
     if not told:
         followed.do(f"drop event trigger penstock_{simple.name}_ddl_command_end")
         followed.do(f"drop event trigger penstock_{simple.name}_sql_drop")
+        followed.stop()
+        followed.start()
+        followed.sync()
     steps = {name: list(steps) for name, steps in CARRIED.items()} | {n: list(s) for n, (s, _) in STOPPED.items()}
     while any(steps.values()):
         for name, left in steps.items():

@@ -22,7 +22,7 @@ def test_a_table_is_altered_while_it_is_loaded(simple: Project) -> None:
             f"insert into shop.{name} select g, repeat('note', 50), g from generate_series(1, 150000) g",
         )
     followed.start()
-    simple.wait_until("a beginning", lambda: "apply-copy-0" in simple.logs(), followed.run)
+    simple.wait_until("a beginning", lambda: len(followed.states()) == len(names), followed.run)
     followed.do(
         "alter table shop.added add column more int not null default 7",
         "update shop.added set more = id where id % 1000 = 0",
@@ -60,7 +60,7 @@ def test_several_changes_come_together_when_nobody_followed(simple: Project) -> 
         "alter table shop.a drop column amount",
         "alter table shop.b rename to d",
     )
-    simple.wait_until("captured", lambda: '"frontiers"' in simple.logs() or True, capture)
+    followed.captured(capture)
     capture.terminate()
     capture.wait(30)
     followed.do(  # and now without capture
