@@ -157,7 +157,7 @@ class Retention:
         level = self._level_of(found.size / self._budget, left)
         size = f"the source keeps {bytes_text(found.size)} of its log for us"
         budget = f"wal-budget is {bytes_text(self._budget)}"
-        if level is Level.FULL and self._policy is AtBudget.RELEASE:
+        if found.size >= self._budget and self._policy is AtBudget.RELEASE:
             raise self._slot.release(f"the source kept {bytes_text(found.size)} of its log for it, {budget}")
         worse = level > self._level
         if worse or (level is not Level.FINE and now - self._told_at >= REMIND_SECONDS):
@@ -174,13 +174,13 @@ class Retention:
         self._level = level
 
     def _level_of(self, share: float, left: float | None) -> Level:
-        if share >= 1:
+        # What was told once does not come and go with every change of size and rate.
+        if share >= 1 or (self._level is Level.FULL and share >= WARN_SOON_FROM):
             return Level.FULL
         soon = left is not None and left <= SOON_SECONDS and share >= WARN_SOON_FROM
-        if share >= WARN_FROM or soon:
+        if share >= WARN_FROM or soon or (self._level is Level.FILLING and share >= WARN_SOON_FROM):
             return Level.FILLING
-        # What has warned once does not come and go with every change of the rate.
-        return Level.FILLING if self._level is not Level.FINE and share >= WARN_SOON_FROM else Level.FINE
+        return Level.FINE
 
     def _cause(self, found: Retained) -> str:
         """Say what holds it: our own delay, or transactions of the source's that are open."""

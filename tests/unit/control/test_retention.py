@@ -80,6 +80,9 @@ def test_people_are_told_before_it_is_full_and_when_it_is_well_again(caplog: pyt
     assert len(world.told) == 1
     world.look(11)
     assert world.kinds() == [EventKind.WARNING] * 2 and world.slot.let_go == ""
+    for size in (9.9, 10.1, 9.9, 10.1):
+        world.look(size)
+    assert len(world.told) == 2
     world.look(0.1)
     assert world.kinds()[-1] is EventKind.NOTICE
     assert len(caplog.records) == 3
