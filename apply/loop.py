@@ -55,6 +55,7 @@ from transport.topics import Topics
 from transport.views import Chunks, Registered, TableChunks, Tables, read_setup, read_trimmed
 
 _TOLD = 5  # refused rows of one transaction that people are told of one by one
+_AT_LEISURE = 200  # times as long as a look at the target's tables takes nobody looks again once all is settled
 _IMPATIENT = 0.001  # seconds until it is asked again what has been built; doubled as long as nothing has
 
 
@@ -169,6 +170,7 @@ class Apply:
         self._counted: dict[TableId, int] = defaultdict(int)
         self._noted_at = self._looked_at = self._find_from = self._asked_at = self._shared_at = self._moved_at = -1e9
         self._refreshed_at = self._refresh_from = -1e9
+        self._refresh_took = 0.0
         self._moves_due = self._again_due = self._chunks_due = True
         self._well = True  # whether no step was broken off
 
@@ -991,7 +993,7 @@ class Apply:
         limits = self._limits
         # Though all is settled, the target may have been restored to an earlier state meanwhile; and somebody may have
         # let a failed table go on.
-        often = limits.failed_every if self._failed else limits.settled_every
+        often = limits.failed_every if self._failed else max(limits.settled_every, _AT_LEISURE * self._refresh_took)
         if now >= self._refresh_from and (self._unsettled_anywhere or now - self._refreshed_at >= often):
             if self._refresh():
                 return True
@@ -1064,7 +1066,8 @@ class Apply:
             return False
         tables = self._target.tables()
         self._refreshed_at = self._clock()
-        self._refresh_from = self._refreshed_at + max(self._limits.look_every, 10 * (self._refreshed_at - now))
+        self._refresh_took = self._refreshed_at - now
+        self._refresh_from = self._refreshed_at + max(self._limits.look_every, 10 * self._refresh_took)
         for table, progress in tables.items():
             before = self._known.get(table)
             if before is not None and self._is_mine(progress):

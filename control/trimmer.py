@@ -39,6 +39,9 @@ WARN_FROM = 0.75
 WARN_SECONDS = 60.0
 """The share of the log's budget from which on people are told what holds it, and how often."""
 
+_AT_LEISURE = 200
+"""How many times as long as it takes to ask the targets they are left alone, while there is room in the log."""
+
 MOST_EVENTS = 100_000
 EVENTS_SECONDS = 60.0
 
@@ -305,13 +308,16 @@ class Trimmer:
         assert self._setup is not None and self._reader is not None
         full = self._full()
         limits = self._limits
-        self._look_at = self._clock() + (limits.look_full_every if full >= limits.full_from else limits.look_every)
+        began = self._clock()
+        self._look_at = began + (limits.look_full_every if full >= limits.full_from else limits.look_every)
         try:
             # Not when others begin: to read thousands of tables takes a while.
             self._chosen = self._chosen or rules.chosen(self._setup, Tables(self._reader, self._topics))
             self._chunks.refresh()
             self._known = self._chunks.next
             answers = [self._ask(view) for view in self._views]
+            if full < limits.full_from:
+                self._look_at = max(self._look_at, began + _AT_LEISURE * (self._clock() - began))
             if full >= limits.sweep_from:
                 answers = [self._without_stopped(answer, full) for answer in answers]
             self._chunks.refresh()

@@ -37,15 +37,19 @@ class SqliteReader:
 
     def records(self, partition: Partition, start: int, limit: int = 1000, *, fresh: bool = True) -> list[Record]:
         with translated("read the log"):
+            # Asked first: the newest block may be large, and at the end of a partition nothing of it is wanted.
+            end = self.offsets(partition).end
+            if start > end:
+                raise LogRewound(f"offset {start} of {partition.topic}/{partition.number} is beyond its end {end}")
             found: list[Record] = []
+            if start == end:
+                return found
             for base, data in self._blocks(partition, start, 1 << OFFSET_BITS, min(limit, 64)):
                 for at, (key, value) in enumerate(unpack(data), base):
                     if at >= start:
                         found.append(Record(at, key, value))
                 if len(found) >= limit or sum(len(r.value or b"") for r in found[-64:]) > _READ_BYTES:
                     break
-            if not found and start > (end := self.offsets(partition).end):
-                raise LogRewound(f"offset {start} of {partition.topic}/{partition.number} is beyond its end {end}")
             return found[:limit]
 
     def wait(self, ends: Mapping[Partition, int], timeout: float) -> bool:
