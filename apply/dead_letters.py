@@ -25,7 +25,7 @@ from codec.frames import pack
 from codec.layout import Layout
 from codec.net import Net, keyed
 from codec.rows import Head, decode_batch, decode_key, encode, head
-from schemas.errors import GapDetected, RowError, SchemaUnsupported
+from schemas.errors import GapDetected, OperatorError, RowError
 from schemas.record import key_schema_id, schema_id_of
 from schemas.table import Table, TableId
 
@@ -246,7 +246,7 @@ class Tray:
         if self.waiting.letters > MOST_LETTERS:
             raise TableRefused(
                 self.table,
-                SchemaUnsupported(
+                OperatorError(
                     f"more than {MOST_LETTERS} changes would wait in the dead letters",
                     remedy=f"{REPLAY}, or discard them; then resume the table",
                 ),

@@ -34,7 +34,7 @@ def plan_text(pipeline: Pipeline) -> str:
     where = f"topics {pipeline.pipeline}.* in {pipeline.log.url}" if pipeline.log.url else "the log"
     return (
         f"slot and publications {slot_name(pipeline)} of the source;\n"
-        f"progress of this pipeline in {targets};\n"
+        f"progress and dead letters of this pipeline in {targets};\n"
         f"{where}, and the state folder {pipeline.state}.\n"
         "The tables in the targets stay, with their rows."
     )

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from apply import dead_letters
 from apply.dead_letters import MOST_REFUSED, Letter
 from apply.loop import Apply
 from apply.postgres import PostgresTarget
@@ -382,3 +383,24 @@ def wait_until_blocked(applied: Applied) -> None:
     deadline = time.monotonic() + 20
     while applied.sql(blocked, database) == [(False,)]:
         assert time.monotonic() < deadline
+
+
+def test_more_letters_than_a_table_may_have_stop_it_and_are_not_lost(
+    applied: Applied, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dead_letters, "MOST_LETTERS", 3)
+    applied.sql(CHECKED)
+    source.commit(insert("t", "1", "a", "-1"), insert("t", "2", "b", "2"))
+    worker = ours(source, applied)
+    applied.catch_up(source, worker)
+    for at in range(4):
+        source.commit(update("t", "1", str(at), "-1"), update("t", "2", str(at), "2"))
+        applied.catch_up(source, worker)
+    state = applied.state("t")
+    assert state.state is TableState.FAILED and "more than 3 changes" in state.error and "replay" in state.remedy
+    assert len(letters(applied)) == 3
+    applied.sql("alter table public.t drop constraint t_n_check")
+    assert replayed(applied, source) == (3, 0)
+    with opened(applied) as target:
+        assert target.resume(T)
+    applied.until(lambda: applied.rows("t") == [(1, "3", -1), (2, "3", 2)], worker)
