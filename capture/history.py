@@ -21,7 +21,7 @@ from schemas.errors import LOAD_AGAIN, PositionLost, SourceUnavailable
 from schemas.frontier import Commit
 
 ASK_SECONDS = 0.01, 1.0
-"""How soon, and how seldom at most, the server is asked how far it is while it sends nothing."""
+"""How soon, and how seldom at most, the server is asked how far it is."""
 
 _BEGIN = struct.Struct("!qq")  # where the commit is, and when, in microseconds since 2000
 _KEEPALIVE = struct.Struct("!q")
@@ -58,12 +58,13 @@ def require_same(
         replication.start_streaming(stream, slot, publications, begin, messages=messages)
         arrival = select.poll()
         arrival.register(stream.socket, select.POLLIN)
-        heard = told = clock()
-        pause = ASK_SECONDS[0]
+        heard = ask_at = clock()
+        pause, latest = ASK_SECONDS
         while True:
-            if clock() - told >= ASK_SECONDS[1]:  # a large transaction is no reason to be taken for dead
-                told = clock()
-                stream.put_copy_data(replication.standby_status(0))
+            now = clock()
+            if now >= ask_at:  # also while a large transaction comes: else we would be taken for dead
+                ask_at, pause = now + pause, min(2 * pause, latest)
+                stream.put_copy_data(replication.standby_status(0, reply=True))
                 stream.flush()
             size, data = stream.get_copy_data(1)
             if size < 0:
@@ -72,15 +73,12 @@ def require_same(
                     raise psycopg.errors.error_from_result(result)
                 raise SourceUnavailable("source: the server ended the stream")
             if size == 0:
-                if clock() - heard > silence:
+                if now - heard > silence:
                     raise SourceUnavailable(f"source: nothing was heard of the server for {silence:.0f} s")
-                stream.put_copy_data(replication.standby_status(0, reply=True))
-                stream.flush()
-                arrival.poll(pause * 1000)
-                pause = min(2 * pause, ASK_SECONDS[1])
+                arrival.poll(max(0.0, ask_at - now) * 1000)
                 stream.consume_input()
                 continue
-            heard = clock()
+            heard = now
             reached = -1
             if data[0] == ord("k"):
                 (reached,) = _KEEPALIVE.unpack_from(data, 1)
