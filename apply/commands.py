@@ -27,9 +27,9 @@ def obeyed(issued: Issued, before: TableProgress, place: Progress) -> TableProgr
             return replace(after, state=TableState.PAUSED)
         case CommandKind.PAUSE if not stopped:
             return replace(after, state=TableState.PAUSED, stopped_in=before.state.value, progress=place)
-        case CommandKind.SKIP if stopped:
+        case CommandKind.SKIP if before.state in {TableState.FAILED, TableState.PAUSED}:
             return replace(after, state=TableState.SKIPPED, error="", remedy="")
-        case CommandKind.SKIP:
+        case CommandKind.SKIP if not stopped:
             return replace(after, state=TableState.SKIPPED, stopped_in=before.state.value, progress=place)
         case CommandKind.RESUME if before.state in {TableState.FAILED, TableState.PAUSED}:
             return replace(after, state=_resumed(before), error="", remedy="", stopped_in="")
@@ -47,7 +47,7 @@ def _resumed(before: TableProgress) -> TableState:
 def _reloaded(issued: Issued, table: TableProgress) -> TableProgress:
     """Let a table wait for the first plan that follows the command. Its generation is the command's own, so that
     nobody takes it for one that the chunks of an earlier plan are for; its rows stay until that plan is there."""
-    begun = TableState.WAITING not in {table.state, table.stopped_in}
+    begun = {TableState.WAITING, TableState.DROPPED}.isdisjoint({table.state, table.stopped_in})
     return replace(
         table,
         state=TableState.LOADING if begun else TableState.WAITING,

@@ -44,7 +44,7 @@ from schemas.errors import (
     WriteConflict,
 )
 from schemas.events import EventKind
-from schemas.frontier import HEAL, Manifest, Setup, Visibility
+from schemas.frontier import HEAL, Chosen, Manifest, Setup, Visibility
 from schemas.pipeline import Mode, OnRowError, TablePolicy, matches
 from schemas.record import Op
 from schemas.states import STOPPED, TableState
@@ -142,6 +142,7 @@ class Apply:
         self._told_at = self._recall_from = -1e9
 
         self._setup: Setup | None = None
+        self._chosen: Chosen | None = None  # what was registered last
         self._states: StateTeller
         self._versions: Tables
         self._chunks: Chunks
@@ -271,10 +272,6 @@ class Apply:
         self._versions.refresh()
         self._chunks = Chunks(self._reader, self._topics)
         self._chunks.refresh()
-        for schema_id in setup.tables:
-            version = self._versions.by_schema(schema_id)
-            if matches(version.id, self._patterns):
-                self._made_with[version.id] = version
         self._target.open(self._log.identity())
         self._states = StateTeller(self._teller, self._log, self._reader, self._topics, self._name)
         self._register(setup)
@@ -283,6 +280,15 @@ class Apply:
         return True
 
     def _register(self, setup: Setup) -> None:
+        """Let the target know the tables that the pipeline has for it now."""
+        self._chosen = self._chunks.chosen
+        self._made_with.clear()
+        self._tied_to.clear()
+        self._schema_of.clear()
+        for schema_id in self._chunks.tables_of(setup):
+            version = self._versions.by_schema(schema_id)
+            if matches(version.id, self._patterns):
+                self._made_with[version.id] = version
         tables = [version.table for version in self._made_with.values()]
         for component in components(tables):
             self._tied_to |= dict.fromkeys(component, component)
@@ -292,6 +298,9 @@ class Apply:
         beginning = Progress(0, -1, setup.position)
         if (trimmed := read_trimmed(self._reader, self._topics)) is not None:
             beginning = Progress(trimmed.offset, trimmed.epoch, trimmed.position, trimmed.commit_time)
+        if there := self._target.groups():
+            # A new group has nothing to apply before its tables join it; where another stands nothing is trimmed.
+            beginning = _place(min(there.values(), key=lambda progress: progress.offset))
         rows = [
             TableProgress(version.table.id, groups[version.table.id], schema_id=version.schema_id)
             for version in self._made_with.values()
@@ -316,6 +325,11 @@ class Apply:
 
     def _reload(self) -> None:
         """Read everything anew from the target."""
+        assert self._setup is not None
+        self._chunks.refresh()
+        while self._chunks.chosen is not self._chosen:
+            self._register(self._setup)
+            self._chunks.refresh()
         stored = self._target.groups()
         self._stored = {group: progress for group, progress in stored.items() if group in self._owned}
         for of_tables in (self._known, self._unsettled, self._unsettled_anywhere, self._failed, self._arriving):
@@ -326,6 +340,9 @@ class Apply:
         self._waiting = self._target.waiting()
         # What another worker has brought a table to may rest on snapshots that were not there when we looked last.
         self._chunks.refresh()
+        if self._chunks.chosen is not self._chosen:
+            self._reload()
+            return
         self._refreshed_at = self._clock()
         self._refresh_from = self._refreshed_at + self._limits.look_every
         self._read_loaded()
@@ -352,8 +369,15 @@ class Apply:
                 )
             self._cohort_at(_place(progress)).groups.add(group)
         self._leave_out()
+        coming = {
+            issued.table
+            for issued in self._chunks.commands
+            if issued.reloads
+            and issued.table in self._known
+            and commands.is_due(issued, self._known[issued.table], self._name)
+        }
         for table in self._mine():
-            if table.state is not TableState.CATCHING_UP:
+            if table.state is not TableState.CATCHING_UP or table.table in coming:
                 continue
             if table.progress.offset < start:
                 self._fail(table.table, _forgotten())
@@ -831,6 +855,9 @@ class Apply:
         if now - self._asked_at >= self._limits.share_every:
             self._asked_at = now
             self._hear()
+        if self._chunks.chosen is not self._chosen:
+            self._reload()
+            return True
         issued = self._chunks.commands
         groups: set[int] = set()
         moves: dict[TableId, TableMove] = {}
@@ -969,7 +996,13 @@ class Apply:
         except LogRewound as error:
             if self._log.offsets(partition).start <= span.start:
                 raise
-            raise TableRefused(TableId(manifest.table_schema, manifest.table_name), _forgotten()) from error
+            table = TableId(manifest.table_schema, manifest.table_name)
+            self._chunks.refresh()
+            load = self._chunks.of(table)
+            replaced = load.outdated or load.plan is None or load.plan.generation != manifest.generation
+            if replaced or self._chunks.chosen is not self._chosen:
+                raise WriteConflict(f"a chunk of {table} was forgotten because nobody needs it any more") from error
+            raise TableRefused(table, _forgotten()) from error
 
     def _batches(self, partition: Partition, span: Range) -> Iterable[bytes]:
         assert self._reader is not None
@@ -1106,6 +1139,7 @@ class Apply:
         loads = self._setup.mode != Mode.CHANGES
         state = TableState.LOADING if loads else TableState.INDEXING
         move = self._table_move(progress.table, state=state)
+        self._target.get_ready(self._target_version(progress))  # tables that were added bring what they rest on
         self._learn(self._target.prepare(self._target_version(progress), move))
         return True
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from control.wiring import A_LOOK, exists, opened_log
-from schemas.errors import LOAD_AGAIN, ConfigInvalid, ReplicationError
+from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Objects, Table, TableId
 from snapshot import rules
 from transport.log import Log
 from transport.topics import Topics
-from transport.views import Tables, read_setup
+from transport.views import Chunks, Tables, read_setup
 
 
 class Finding(NamedTuple):
@@ -91,11 +91,13 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
         setup = read_setup(reader, topics)
         if setup is None:
             return
-        known = set(rules.chosen(setup, Tables(reader, topics)))
+        chunks = Chunks(reader, topics)
+        chunks.refresh()
+        known = set(rules.chosen(setup, Tables(reader, topics), chunks))
     for table in chosen:
         if table.id not in known:
             problem = f"{table.id} is newer than the pipeline, and not part of it: it is not copied"
-            yield Finding("source", problem, LOAD_AGAIN, False)
+            yield Finding("source", problem, "`penstock reconfigure` takes it over, while changes flow", False)
 
 
 def _target(

@@ -396,6 +396,43 @@ def _command(kind: str, file: Path, tables: list[str], target: str, no_wait: boo
 
 @app.command()
 @_told
+def reconfigure(file: File, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False) -> None:
+    """Take over what was added to the file or removed from it.
+
+    Shows the difference first. Tables that were added are published and loaded while the changes of all others flow;
+    those that were removed are not applied any more, and keep their rows on the targets. Running services notice by
+    themselves.
+
+    \b
+    Example:  penstock reconfigure pipeline.yaml
+    """
+    from control.reconfiguring import Reconfiguration
+    from control.wiring import A_LOOK, opened_log
+
+    pipeline = _load(file)
+    with (
+        opened_log(pipeline, patience=A_LOOK) as opened,
+        contextlib.closing(Reconfiguration(pipeline, opened)) as reconfiguration,
+    ):
+        lines = reconfiguration.difference.lines()
+        print("\n".join(lines) or "the pipeline is what the file says")
+        if not reconfiguration.difference.tables:
+            return
+        if not yes:
+            try:
+                agreed = typer.confirm("Take this over?")
+            except typer.Abort:
+                print("\npenstock: nobody answers, and nothing is changed; --yes does not ask", file=sys.stderr)
+                raise typer.Exit(Exit.USAGE) from None
+            if not agreed:
+                print("nothing is changed")
+                return
+        reconfiguration.carry_out()
+        print("taken over; `penstock status` shows how far it is")
+
+
+@app.command()
+@_told
 def log(
     file: File,
     topic: Annotated[

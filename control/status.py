@@ -220,11 +220,18 @@ class Collector:
         self.setup = read_setup(self._reader, self._topics)
         if self.setup is None:
             return False
-        self._chosen = [self._tables.by_schema(schema_id) for schema_id in self.setup.tables]
+        self._choose(self.setup)
         return True
+
+    def _choose(self, setup: Setup) -> None:
+        """Read which tables the pipeline has now."""
+        self._chunks.refresh()
+        self._chosen = [self._tables.by_schema(schema_id) for schema_id in self._chunks.tables_of(setup)]
 
     def progress(self) -> list[tuple[TargetSettings, str, dict[TableId, TableProgress], dict[int, Progress]]]:
         """Return what each target says: its error if it can't be asked, its tables, its groups."""
+        if self.setup is not None:
+            self._choose(self.setup)
         for view in self._views:
             view.refresh(self._identity)
         return [(view.settings, view.error, self._of(view), view.groups) for view in self._views]

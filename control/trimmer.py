@@ -22,7 +22,7 @@ from control.status import TargetView
 from control.wiring import exists
 from schemas.errors import LOAD_TABLE_AGAIN, LogRewound
 from schemas.events import EventKind
-from schemas.frontier import Freed, Plan, Setup, Trimmed, Unneeded
+from schemas.frontier import Chosen, Freed, Plan, Setup, Trimmed, Unneeded
 from schemas.pipeline import Mode, Pipeline, matches
 from schemas.record import encode_control
 from schemas.states import GIVEN_UP, STOPPED, TableState
@@ -189,6 +189,7 @@ class Trimmer:
         self._setup: Setup | None = None
         self._chunks: Chunks
         self._chosen: list[TableId] = []
+        self._chose: Chosen | None = None  # what that was made of
         self._look_at = 0.0
         self._warn_at = 0.0
         self._warned = ""  # what was told last to hold the log
@@ -312,9 +313,11 @@ class Trimmer:
         self._look_at = began + (limits.look_full_every if full >= limits.full_from else limits.look_every)
         try:
             # Not when others begin: to read thousands of tables takes a while.
-            self._chosen = self._chosen or rules.chosen(self._setup, Tables(self._reader, self._topics))
             self._chunks.refresh()
             self._known = self._chunks.next
+            if not self._chosen or self._chunks.chosen is not self._chose:
+                self._chose = self._chunks.chosen
+                self._chosen = rules.chosen(self._setup, Tables(self._reader, self._topics), self._chunks)
             answers = [self._ask(view) for view in self._views]
             if full < limits.full_from:
                 self._look_at = max(self._look_at, began + _AT_LEISURE * (self._clock() - began))

@@ -224,7 +224,29 @@ class Command:
     at: int
 
 
-ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Unneeded | Command
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A table by its name."""
+
+    table_schema: str
+    table_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The tables that the pipeline has from here on. In `p.chunks`; the last one counts, before there is one the setup.
+
+    Those that were added are published, and registered; whatever a snapshot that is taken behind this does not show of
+    them is in the stream. They are to be loaded as by a command, also where a target has them from an earlier time.
+    """
+
+    tables: tuple[int, ...]  # schema ids
+    added: tuple[Name, ...]
+    by: str  # who, for people
+    at: int
+
+
+ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Unneeded | Command | Chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from schemas.events import Event
 from schemas.frontier import (
     FIRST_TABLE_SCHEMA,
     Admitted,
+    Chosen,
     Claim,
     Command,
     ControlRecord,
@@ -163,6 +164,7 @@ _CONTROL: dict[int, type[Any]] = {
     11: Command,
     12: Event,
     13: Unneeded,
+    14: Chosen,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}

@@ -222,8 +222,11 @@ class Holder:
 
     def _tell_what_stays(self, setup: Setup) -> None:
         """Which tables a pipeline has is settled with its setup, whatever the file says later."""
-        assert self._tables is not None
-        stay = [str(table) for table in rules.chosen(setup, self._tables) if not self._pipeline.chooses(table)]
+        assert self._tables is not None and self._chunks is not None
+        self._chunks.refresh()
+        stay = [
+            str(table) for table in rules.chosen(setup, self._tables, self._chunks) if not self._pipeline.chooses(table)
+        ]
         if stay:
             shown = ", ".join(stay[:TOLD]) + (f" and {len(stay) - TOLD} more" if len(stay) > TOLD else "")
             _log.warning(
@@ -314,7 +317,7 @@ class Holder:
     def _wanted(self, setup: Setup) -> bool:
         """Whether some table can't go on in the snapshots that are alive here."""
         assert self._chunks is not None and self._tables is not None
-        for schema_id in setup.tables:
+        for schema_id in self._chunks.tables_of(setup):
             table = self._tables.by_schema(schema_id)
             chunks = self._chunks.of(table.table.id)
             if rules.wants_newer(chunks, bool(table.table.key), self._chunks.snapshots, setup, self._serves):
@@ -333,7 +336,9 @@ class Holder:
         """
         assert self._chunks is not None and self._tables is not None
         held = self._source.take()
-        used = {n for table in rules.chosen(setup, self._tables) for n in self._chunks.of(table).snapshots()}
+        used = {
+            n for table in rules.chosen(setup, self._tables, self._chunks) for n in self._chunks.of(table).snapshots()
+        }
         earlier = [setup.visibility, *(self._chunks.snapshots[number].visibility for number in used)]
         sees_all = all(held.visibility.sees_all_of(visibility) for visibility in earlier)
         if not sees_all or held.visibility.xmin <= self._chunks.shown_by_all:
@@ -379,7 +384,7 @@ class Holder:
             return
         depended = {
             number
-            for table in rules.chosen(setup, self._tables)
+            for table in rules.chosen(setup, self._tables, self._chunks)
             if (chunks := self._chunks.of(table)).missing
             for number in chunks.snapshots()
         }

@@ -111,8 +111,10 @@ class _Views:
     tables: Tables
     chunks: Chunks
     frontiers: Frontiers
-    chosen: list[TableId]
     membership: Membership
+
+    def chosen(self) -> list[TableId]:
+        return rules.chosen(self.setup, self.tables, self.chunks)
 
 
 class _Writer:
@@ -293,7 +295,6 @@ class SnapshotWorker:
             tables=tables,
             chunks=Chunks(self._reader, self._topics),
             frontiers=Frontiers(self._reader, self._topics),
-            chosen=rules.chosen(setup, tables),
             membership=self._stack.enter_context(self._log.membership(GROUP)),
         )
         return True
@@ -384,7 +385,7 @@ class SnapshotWorker:
                 return True
         if self._planned or self._finished:
             return True  # they come first
-        left = [table for table in views.chosen if not views.chunks.of(table).complete()]
+        left = [table for table in views.chosen() if not views.chunks.of(table).complete()]
         admitted = views.chunks.admitted
         if self._targets and (admitted is None or not self._targets <= set(admitted.targets)):
             return False
@@ -409,7 +410,7 @@ class SnapshotWorker:
 
     def _list(self, views: _Views, mine: frozenset[int]) -> Iterator[_Task]:
         """Return all that is to be done and ours to do: plans first, as they are quick and tell how much there is."""
-        states = [(table, views.chunks.of(table)) for table in views.chosen]
+        states = [(table, views.chunks.of(table)) for table in views.chosen()]
         for table, state in states:
             generation, _ = self._spoilt.get(table, (-1, ""))
             if state.plan is not None and state.plan.generation > generation:

@@ -46,9 +46,9 @@ def work_of_chunk(table: TableId, chunk: int) -> int:
     return (work_of_table(table) + _STRIDE * chunk) % WORK_PARTITIONS
 
 
-def chosen(setup: Setup, tables: Tables) -> list[TableId]:
-    """Return the tables that the setup chose, in its order."""
-    return [tables.by_schema(schema_id).id for schema_id in setup.tables]
+def chosen(setup: Setup, tables: Tables, chunks: Chunks) -> list[TableId]:
+    """Return the tables that the pipeline has, in the order in which they were chosen."""
+    return [tables.by_schema(schema_id).id for schema_id in chunks.tables_of(setup)]
 
 
 def require_mode(setup: Setup, mode: Mode) -> None:
@@ -63,7 +63,7 @@ def require_mode(setup: Setup, mode: Mode) -> None:
 
 def all_complete(setup: Setup, tables: Tables, chunks: Chunks) -> bool:
     """Whether nothing of any table is left to be read."""
-    return all(chunks.of(table).complete() for table in chosen(setup, tables))
+    return all(chunks.of(table).complete() for table in chosen(setup, tables, chunks))
 
 
 def fit(

@@ -17,6 +17,7 @@ from schemas.errors import GapDetected, LogRewound
 from schemas.frontier import (
     HEAL,
     Admitted,
+    Chosen,
     Claim,
     Command,
     CommandKind,
@@ -248,6 +249,7 @@ class Chunks:
         self.snapshots: dict[int, SnapshotTaken] = {}
         self.tables: dict[TableId, TableChunks] = {}
         self.admitted: Admitted | None = None
+        self.chosen: Chosen | None = None  # other tables than those of the setup
         self.commands: list[Issued] = []  # in order
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
         self.unneeded: tuple[int, bool] = -1, False  # where the last `Unneeded` stands, and whether it counts
@@ -273,6 +275,14 @@ class Chunks:
                 if isinstance(entry, SnapshotTaken):
                     self.snapshots[record.offset] = entry
                     self._passed[record.offset] = self._unneeded_xid
+                    continue
+                if isinstance(entry, Chosen):
+                    self.chosen = entry
+                    for name in entry.added:
+                        asked = Command(
+                            CommandKind.RELOAD, name.table_schema, name.table_name, "", "", entry.by, entry.at
+                        )
+                        self._take_command(record.offset, asked)
                     continue
                 if isinstance(entry, Unneeded):
                     self.unneeded = record.offset, entry.known > self._reloads
@@ -306,6 +316,10 @@ class Chunks:
                 ):
                     self._supersede(entry)
         return self.next != before
+
+    def tables_of(self, setup: Setup) -> tuple[int, ...]:
+        """Return the schema ids of the tables that the pipeline has now."""
+        return self.chosen.tables if self.chosen is not None else setup.tables
 
     def is_freed(self, manifest: Manifest) -> bool:
         """Whether a chunk that is not final can't become so any more, because its rows may be gone."""

@@ -97,6 +97,22 @@ def _wanted(publish: str) -> list[bool]:
     return [operation in publish for operation in ("insert", "update", "delete", "truncate")] + [False]
 
 
+def add_to_publications(conn: psycopg.Connection, name: str, tables: Iterable[Table]) -> None:
+    """Add tables to the publications that they belong to, those that are not there yet; the others are not touched.
+
+    To be called in a transaction. Until it ends nobody can alter the tables.
+    """
+    whole, keyless = publication_names(name)
+    published = _published(conn, [whole, keyless])
+    for publication in (whole, keyless):
+        there = published.get(publication, {})
+        members = [t for t in tables if (t.identity is Identity.NOTHING) == (publication == keyless)]
+        missing = [t.id for t in members if not t.leaves or any(leaf.id not in there for leaf in t.leaves)]
+        if missing:
+            listed = ", ".join(f"only {quote(*id)}" for id in missing)
+            run(conn, f"alter publication {quote(publication)} add table {listed}")
+
+
 def drop_publications(conn: psycopg.Connection, name: str) -> None:
     """Drop both publications, as far as they are there."""
     for publication in publication_names(name):

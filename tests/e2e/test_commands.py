@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from control.shop import fill
-from tests.e2e.conftest import Project, one
+from tests.e2e.conftest import SECONDS, Project, one
 
 NOTED = "select count(*) from shop.{table} where {column} = 'noted'"
 
@@ -94,6 +94,38 @@ def test_a_table_is_loaded_anew_long_after_the_load_while_the_others_go_on(runni
     told = [json.loads(line) for line in running.succeed("events", file, "shop.notes", "--json").splitlines()]
     assert [event["state"] for event in told if event["state"]][-4:] == ["loading", "indexing", "catching-up", "live"]
     assert "is read again from the beginning: somebody has asked for it" in [event["text"] for event in told]
+
+
+def test_tables_are_added_and_removed_while_changes_flow(running: Project) -> None:
+    file = str(running.file)
+    assert "the pipeline is what the file says" in running.succeed("reconfigure", file)
+    with psycopg.connect(running.source) as writing, psycopg.connect(running.source, autocommit=True) as source:
+        source.execute("create type shop.mood as enum ('good', 'bad')")
+        source.execute("create table shop.late (id int primary key, mood shop.mood)")
+        source.execute("insert into shop.late select n, 'good' from generate_series(1, 1000) n")
+        shown = running.run("reconfigure", file)
+        assert (shown.returncode, "+ shop.late: is published" in shown.stdout) == (2, True), shown.stdout
+        writing.execute("insert into shop.late values (2000, 'bad')")
+        taking = running.start("reconfigure", file, "--yes")
+        source.execute("update shop.late set mood = 'bad' where id = 7")
+        writing.commit()
+        output, _ = taking.communicate(timeout=SECONDS)
+        assert taking.returncode == 0, output
+        source.execute("insert into shop.late values (2001, 'bad')")
+    live = f"select count(*) from penstock.tables where pipeline = '{running.name}' and state = 'live'"
+    running.wait_until("nine live tables", lambda: one(running.target, live) == 9, running.running[0])
+    insert(running, 1)
+    running.wait_until("equality", lambda: running.differences() == [], running.running[0])
+
+    running.write(tables='shop.*", "!shop.late')
+    assert "- shop.late: is not applied any more" in running.succeed("reconfigure", file, "--yes")
+    running.wait_until("that it has left", lambda: one(running.target, live) == 8, running.running[0])
+    with psycopg.connect(running.source, autocommit=True) as source:
+        source.execute("delete from shop.late")
+    insert(running, 2)
+    wait_for(running, "other", 2)
+    assert one(running.target, "select count(*) from shop.late") == 1002
+    assert "shop.late" not in [row["table"] for row in tables(running)]
 
 
 def test_who_asks_for_what_nobody_carries_out_is_told_so(running: Project) -> None:

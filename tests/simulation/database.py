@@ -42,6 +42,7 @@ class Change(NamedTuple):
     old_key: int | None  # of an update that changed it
     value: tuple[str, str | None] | None  # None in the second place: unchanged, not sent
     before: Value | None  # the old row, for Identity.FULL
+    published: bool = True  # whether the table was published when it was made
 
 
 @dataclass
@@ -82,6 +83,8 @@ class Database:
         self.locks: dict[tuple[str, int], int] = {}
         self.states: list[State] = [{t: {} for t in self.tables}]  # after each commit of the log
         self.filenodes: dict[str, list[tuple[int, int]]] = {t: [(0, 1)] for t in self.tables}  # since which transaction
+        self.silent: set[str] = set()  # tables that are not published
+        self.crashes = 0
         self.exports = 0
         self.slots = 0
         self.settled = False
@@ -134,6 +137,7 @@ class Database:
 
     def crash(self) -> None:
         """Lose what was not flushed, every connection and every snapshot; its transaction ids are given out again."""
+        self.crashes += 1
         for xid in [*self.running, *(x for x, _ in self.log[self.flushed :])]:
             self._undo(xid)
             self.committed.discard(xid)
@@ -160,9 +164,12 @@ class Database:
         """Empty a table, as TRUNCATE does: old snapshots then see nothing in it."""
         if any(name == table for name, _ in self.locks):
             return
-        xid = self._alone([Change(table, "t", 0, None, None, None)])
+        xid = self._alone([self._sent(Change(table, "t", 0, None, None, None))])
         self.filenodes[table].append((xid, self.filenode(table) + 1))
         self.versions[table] = []
+
+    def _sent(self, change: Change) -> Change:
+        return change._replace(published=change.table not in self.silent)
 
     def _alone(self, changes: list[Change]) -> int:
         """Commit and flush a transaction that begins and ends at once."""
@@ -183,14 +190,14 @@ class Database:
         if row is None:
             # Few values where there is no key, so that there are equal rows.
             value = (f"a{r.randrange(3)}", "b") if not shape.keyed else (f"a{r.randrange(99)}", f"b{r.randrange(99)}")
-            changes.append(Change(table, "i", key, None, value, None))
+            changes.append(self._sent(Change(table, "i", key, None, value, None)))
             self._put(table, key, value, xid)
         elif shape.identity is Identity.NOTHING:
             return  # the source refuses updates and deletes of a table whose publication has them; so ours has none
         elif r.random() < 0.3:
             row.dead = xid
             before = row.value if shape.identity is Identity.FULL else None
-            changes.append(Change(table, "d", key, None, None, before))
+            changes.append(self._sent(Change(table, "d", key, None, None, before)))
         else:
             free = self._free(xid, table) if shape.keyed and r.random() < 0.2 else []
             self._update(xid, shape, row, r.choice(free) if free else key)
@@ -224,7 +231,7 @@ class Database:
         self._put(table, new, value, xid)
         sent = (value[0], None if keeps and not full else value[1])
         old_key = row.key if new != row.key else None
-        self.running[xid].append(Change(table, "u", new, old_key, sent, row.value if full else None))
+        self.running[xid].append(self._sent(Change(table, "u", new, old_key, sent, row.value if full else None)))
 
     def _latest(self, table: str, xid: int | None = None) -> dict[int, Version]:
         """The rows that a writer may see: committed, or its own."""

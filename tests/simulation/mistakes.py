@@ -33,6 +33,7 @@ from snapshot.loop import SnapshotWorker
 from snapshot.reader import Mark
 from tests.simulation import log, target
 from tests.simulation.source import SimulatedReader, SimulatedSnapshotSource, SimulatedSource
+from tests.simulation.world import World
 from transport.log import Block, Partition, Range
 from transport.memory import MemoryLog
 from transport.views import Chunks, Frontiers, TableChunks, ValidFrontier
@@ -451,6 +452,24 @@ def letters_are_replayed_key_by_key() -> None:
         return list(found.values())
 
     apply.replay.bundled = apart
+
+
+@mistake
+def tables_that_come_back_keep_what_they_have() -> None:
+    """A table that was taken out of the pipeline goes on from there when it is added again."""
+    take = Chunks._take_command
+
+    def only_commands(self: _Any, offset: int, command: _Any) -> None:
+        if command.by != "":
+            take(self, offset, command)
+
+    Chunks._take_command = only_commands  # type: ignore[method-assign]
+
+
+@mistake
+def added_tables_do_not_wait_for_who_writes() -> None:
+    """Of a transaction that wrote to a table before it was published, the stream has only the rest."""
+    World.waits_for_writers = False
 
 
 # -------------------------------------------------------------------------------------------------- trimming

@@ -154,6 +154,10 @@ class SimulatedSource(Connection):
             upto = len(transaction) if whole else r.randint(self._part + 1, len(transaction) - 1)
             for ordinal in range(self._part, upto):
                 change = transaction[ordinal]
+                if not change.published:
+                    continue
+                if not self._tables.of(table_id(change.table)):
+                    self._tables.refresh()  # as when the stream describes a table for the first time
                 version = self._tables.of(table_id(change.table))[-1]
                 schemas.setdefault(version.changes, set()).add(version.schema_id)
                 record = self._encode(version, change, xid, ordinal)

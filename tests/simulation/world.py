@@ -23,19 +23,22 @@ from control.trimmer import Trimmer
 from schemas.errors import IntegrityError, LogRewound, ReplicationError, TransientError
 from schemas.frontier import (
     Admitted,
+    Chosen,
     Claim,
     Command,
     CommandKind,
     Freed,
     Frontier,
     Manifest,
+    Name,
     Plan,
     Setup,
     SnapshotTaken,
+    TableRegistered,
     Unneeded,
 )
 from schemas.pipeline import OnRowError, Pipeline, TablePolicy
-from schemas.record import decode_control, encode_control
+from schemas.record import decode_control, encode_control, value_schema_id
 from schemas.states import STOPPED, TableState
 from schemas.table import Identity, TableId
 from snapshot import rules
@@ -53,10 +56,10 @@ from tests.simulation.source import (
     table_of,
 )
 from tests.simulation.target import Held, Row, Rows, SimulatedTarget, Stored, TargetDatabase, write
-from transport.log import Partition
+from transport.log import Partition, Topic
 from transport.memory import MemoryLog
 from transport.topics import Topics
-from transport.views import TableChunks, Tables
+from transport.views import Chunks, TableChunks, Tables, read_setup
 
 TURNS_TO_END = 4_000
 """After the last fault and the last change; who needs more hangs."""
@@ -80,6 +83,8 @@ class History:
 
 class World:
     """The world of one history."""
+
+    waits_for_writers = True  # whether who adds tables does
 
     def __init__(self, history: History, trace: Callable[[str], None] | None = None) -> None:
         self.history, self.trace = history, trace
@@ -163,6 +168,16 @@ class World:
                 emptied = partial(self.database.truncate, letters.choice("ab"))
                 self.later.append((int(letters.random() * self.turns), emptied))
 
+        self.begun_with = self.has = everything
+        if trims.random() < 0.25:
+            table, turns = trims.choice("ab"), sorted(trims.randint(0, self.turns) for _ in range(3))
+            if trims.random() < 0.5:
+                self.begun_with = self.has = everything - {table}
+                self.database.silent = {table}
+                self.later.append((turns[2], lambda: self.reconfigure(everything)))
+            else:
+                self.later.append((turns[0], lambda: self.reconfigure(everything - {table}, turns[2])))
+
         self._frontiers = self._epoch = -1
         self._valid = 0  # the position that the last valid frontier reaches
         self._chunk_records = 0
@@ -214,7 +229,57 @@ class World:
             for target in self.targets
         ]
         source = {"url": "postgresql://source/simulated"}
-        return Pipeline.model_validate({"pipeline": "p", "source": source, "targets": targets})
+        tables = [f"{SCHEMA}.{table}" for table in sorted(self.begun_with)]
+        pipeline = Pipeline.model_validate({"pipeline": "p", "source": source, "tables": tables, "targets": targets})
+        # A target may choose what the pipeline is to have only later.
+        object.__setattr__(pipeline, "require_matches", lambda there: None)
+        return pipeline
+
+    def reconfigure(self, tables: frozenset[str], back_at: int | None = None) -> None:
+        """Let the pipeline have other tables, as the command does: published, registered, and nobody writes any more
+        who began before that. When the source crashes meanwhile, or there is no setup yet, it begins again. It may have
+        all its tables back later."""
+        with self.log.reader() as opened:
+            try:
+                self.log.identity()
+                setup = read_setup(opened, self.topics) if self.topics.are_made(self.log) else None
+            except LogRewound:
+                setup = None
+            if setup is None:
+                self.later.append((self.turn + 5, lambda: self.reconfigure(tables, back_at)))
+                return
+            known, chunks = Tables(opened, self.topics), Chunks(opened, self.topics)
+            chunks.refresh()
+            has = {known.by_schema(n).id.name: n for n in chunks.tables_of(setup)}
+        self.database.silent -= tables
+        stay = tuple(n for name, n in has.items() if name in tables)
+        new: list[int] = []
+        added = [table for table in self.catalogue if table.id.name in tables - has.keys()]
+        with self.log.writer("control") as writer:
+            for table in added:
+                topics = [Topic(self.topics.changes(table.id).topic)]
+                topics.append(Topic(self.topics.load(table.id).topic, rules.LOAD_PARTITIONS))
+                self.log.create_topics(topics)
+                changes = self.topics.changes(table.id)
+                entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number)
+                new.append(value_schema_id(writer.put(self.topics.tables, encode_control(entry), b"")))
+        last, crashes = self.database.snapshot().xmax, self.database.crashes
+
+        def choose() -> None:
+            if self.database.crashes != crashes:
+                self.reconfigure(tables, back_at)
+            elif self.waits_for_writers and self.database.snapshot().xmin < last:
+                self.later.append((self.turn + 1, choose))
+            else:
+                names = tuple(Name(*table.id) for table in added)
+                with self.log.writer("control") as writer:
+                    writer.put(self.topics.chunks, encode_control(Chosen((*stay, *new), names, "", 0)))
+                self.has = tables
+                if back_at is not None:
+                    turn = max(back_at, self.turn) if not self.ending else self.turn
+                    self.later.append((turn, lambda: self.reconfigure(frozenset(self.database.tables))))
+
+        choose()
 
     def monotonic(self) -> float:
         return self.clock
@@ -597,11 +662,12 @@ class World:
         if isinstance(entry, SnapshotTaken):
             return
         if isinstance(entry, Command):
-            self._commands.append((offset, entry))
-            if entry.kind == CommandKind.RELOAD:
-                table = self._load.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
-                table.outdated, table.after = True, offset
-                table.generation += 1
+            self._note_command(offset, entry)
+            return
+        if isinstance(entry, Chosen):
+            for added in entry.added:
+                asked = Command(CommandKind.RELOAD, added.table_schema, added.table_name, "", "", "", 0)
+                self._note_command(offset, asked)
             return
         if isinstance(entry, Unneeded):
             return
@@ -638,6 +704,13 @@ class World:
                 raise Violated(f"I4: a table begins again without need: {name}")
         table.plan, table.plan_offset, table.manifests, table.outdated = entry, offset, {}, False
         table.generation = entry.generation
+
+    def _note_command(self, offset: int, command: Command) -> None:
+        self._commands.append((offset, command))
+        if command.kind == CommandKind.RELOAD:
+            table = self._load.setdefault(TableId(command.table_schema, command.table_name), TableChunks())
+            table.outdated, table.after = True, offset
+            table.generation += 1
 
     def confirming(self, position: int) -> None:
         """Ask the third invariant: nothing is confirmed that no valid frontier holds."""
@@ -718,6 +791,8 @@ class World:
         """Whether every table of every target is live, and past the last change."""
         last = max((n for n, (_, changes) in enumerate(self.database.log, 1) if changes), default=0)
         if self.later:
+            return False
+        if self.has != set(self.database.tables):
             return False
         for target in self.targets:
             if {table.name for table in target.stored.tables} != self.chosen[target.name]:

@@ -122,7 +122,7 @@ def test_check_tells_of_tables_that_are_newer_than_the_pipeline(penstock: Pensto
     assert newer not in penstock.findings()
     sql(penstock.source, "create table shop.newer (id int primary key)")
     remedy, blocking = penstock.findings()[newer]
-    assert "`penstock drop`" in remedy
+    assert "`penstock reconfigure`" in remedy
     assert not blocking
 
 

@@ -11,7 +11,7 @@ from apply.target import NOWHERE, Progress, TableProgress
 from apply.telling import StateTeller
 from schemas.events import Event, EventKind
 from schemas.frontier import Command, CommandKind
-from schemas.states import TableState
+from schemas.states import STOPPED, TableState
 from schemas.table import TableId
 from transport.events import Teller, told
 from transport.memory import MemoryLog
@@ -29,7 +29,7 @@ def issued(kind: CommandKind, offset: int = 9, target: str = "") -> Issued:
     return Issued(offset, Command(kind, *A, target, "", "somebody", 0), generation)
 
 
-@pytest.mark.parametrize("state", [s for s in TableState if s not in {"failed", "paused", "skipped"}])
+@pytest.mark.parametrize("state", sorted(set(TableState) - STOPPED))
 def test_a_table_is_paused_at_its_place_and_goes_on_there(state: TableState) -> None:
     paused = obeyed(issued(CommandKind.PAUSE), replace(LIVE, state=state), PLACE)
     assert (paused.state, paused.stopped_in, paused.progress, paused.command) == ("paused", state, PLACE, 9)
@@ -63,9 +63,9 @@ def test_whatever_was_begun_is_loaded_anew_in_a_generation_that_no_plan_has(stat
     assert (after.error, after.stopped_in, after.rows, after.command) == ("", "", 0, 9)
 
 
-@pytest.mark.parametrize("state", ["waiting", "failed", "paused", "skipped"])
-def test_what_was_never_made_on_the_target_is_made_first(state: str) -> None:
-    before = TableProgress(A, 0, TableState(state), stopped_in="" if state == "waiting" else "waiting")
+@pytest.mark.parametrize("state", ["waiting", "failed", "paused", "skipped", "dropped"])
+def test_what_is_not_there_on_the_target_is_made_first(state: str) -> None:
+    before = TableProgress(A, 0, TableState(state), stopped_in="" if state in {"waiting", "dropped"} else "waiting")
     after = obeyed(issued(CommandKind.RELOAD), before, NOWHERE)
     assert (after.state, after.generation, after.stopped_in) == ("waiting", -1, "")
 

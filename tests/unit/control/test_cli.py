@@ -21,6 +21,7 @@ COMMANDS = [
     "resume",
     "reload",
     "skip",
+    "reconfigure",
     "log",
     "drop",
 ]
