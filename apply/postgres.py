@@ -349,6 +349,7 @@ class PostgresTarget:
                 state.queue_moves(session, self._key, [], [move])
                 session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
                 state.queue_forgetting(session, self._key, table.id)
+                state.queue_forgetting(session, self._key, table.id)
                 session.flush()
                 self._empty(quote(*table.name), require(self._shape(table.name), table))
                 self._redefine(table, version.table, made=move.after.made, empty=True)
