@@ -16,7 +16,7 @@ from typing import NamedTuple
 import psycopg
 
 from engines.postgres import catalogue, definitions, replication
-from engines.postgres.objects import objects
+from engines.postgres.objects import objects_of_each
 from schemas.table import Table, TableId
 
 LOOK_SECONDS, TOLD_SECONDS = 5.0, 60.0
@@ -103,15 +103,14 @@ class Definitions:
         now = definitions.names(connection, [seen.table.oid for seen in watched.values()])
         names = {TableId(*name) for name in now.values()}
         fresh = {table.id: table for table in catalogue.tables(connection, names.__contains__)}
+        rests_on = objects_of_each(connection, fresh.values())
         read: dict[TableId, Table | None] = {}
         for id, seen in watched.items():
             name = now.get(seen.table.oid)
             table = fresh.get(TableId(*name)) if name else None
             if table is not None:
-                rests_on = objects(connection, [table])
-                table = table.model_copy(
-                    update={"id": id, "renamed": table.id if table.id != id else None, "objects": rests_on}
-                )
+                renamed = table.id if table.id != id else None
+                table = table.model_copy(update={"id": id, "renamed": renamed, "objects": rests_on[table.id]})
             elif name is not None:
                 continue  # it is there, but can't be read as a table: somebody is about to change it
             read[id] = table

@@ -13,6 +13,8 @@ from schemas.errors import SchemaUnsupported
 from schemas.table import Objects, Table, TableId
 from schemas.table import Sequence as SequenceObject
 
+ASKED_AT_ONCE = 100  # tables, if they rest on nothing
+
 EXTENSION = "e.extname || case when en.nspname <> 'pg_catalog' then ' schema ' || en.nspname else '' end"
 """An extension with the schema that its objects are in: they are called by it."""
 
@@ -207,8 +209,7 @@ def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
             SequenceObject(id=TableId(schema, name), definition=_sequence(*details))
             for _, schema, name, *details in ask(conn, SEQUENCES, oids=oids)
         ]
-    schemas = {table.name.schema for table in chosen}
-    schemas |= {partition.id.schema for table in chosen for partition in table.definition.partitions}
+    schemas = _own_schemas(chosen)
     schemas |= {id.schema for id, _ in [*types.made, *collations]} | {sequence.id.schema for sequence in sequences}
     return Objects(
         schemas=tuple(sorted(schemas)),
@@ -218,6 +219,26 @@ def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
         labels=tuple(types.labels),
         sequences=tuple(sequences),
     )
+
+
+def objects_of_each(conn: psycopg.Connection, tables: Iterable[Table]) -> dict[TableId, Objects]:
+    """Return the `objects` of each table alone, by the table's id.
+
+    Most tables rest on nothing but their schemas, and are asked for many at once.
+    """
+    chosen, found = list(tables), dict[TableId, Objects]()
+    for first in range(0, len(chosen), ASKED_AT_ONCE):
+        some = chosen[first : first + ASKED_AT_ONCE]
+        together = objects(conn, some)
+        if together == Objects(schemas=together.schemas):
+            found |= {table.id: Objects(schemas=tuple(sorted(_own_schemas([table])))) for table in some}
+        else:
+            found |= {table.id: objects(conn, [table]) for table in some}
+    return found
+
+
+def _own_schemas(tables: Iterable[Table]) -> set[str]:
+    return {id.schema for table in tables for id in (table.name, *(part.id for part in table.definition.partitions))}
 
 
 def sequence_values(conn: psycopg.Connection, tables: Iterable[Table]) -> list[tuple[TableId, int, bool]]:

@@ -13,6 +13,7 @@ from conversion.loss import all_losses
 from engines.postgres import catalogue
 from engines.postgres.asking import ask, run
 from engines.postgres.connect import connect, major
+from engines.postgres.objects import objects, objects_of_each
 from engines.postgres.types import text_of
 from schemas.table import Identity, Leaf, Objects, Table, TableId
 from schemas.types import Kind
@@ -217,6 +218,22 @@ def test_an_extension_is_named_with_its_schema_and_its_types_are_not_made(target
         conn.execute("drop table public.t; drop extension citext")
         make(conn, tables, objects)
         assert [comparable(table) for table in catalogue.tables(conn, everything)] == [comparable(tables[0])]
+
+
+def test_what_each_table_rests_on_is_asked_for_many_at_once(
+    conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn.execute(
+        "create schema a; create schema b; create type b.mood as enum ('x');"
+        " create table a.plain (i int); create table a.root (i int) partition by list (i);"
+        " create table b.part partition of a.root for values in (1); create table b.serial (i serial);"
+        " create table b.typed (m b.mood[])"
+    )
+    tables = catalogue.tables(conn, everything)
+    one_by_one = {table.id: objects(conn, [table]) for table in tables}
+    for at_once in (2, 100):
+        monkeypatch.setattr("engines.postgres.objects.ASKED_AT_ONCE", at_once)
+        assert objects_of_each(conn, tables) == one_by_one
 
 
 def test_sizes_and_places_of_tables(conn: psycopg.Connection) -> None:
