@@ -18,6 +18,7 @@ from apply import commands
 from apply.cohort import Beginning, Cohort, Portion, Span, Wanted
 from apply.dead_letters import REPLAY, Tray, Waiting, key_columns
 from apply.groups import assign, chunk_share, components
+from apply.narrowing import Narrowed
 from apply.target import (
     NOWHERE,
     Batch,
@@ -45,7 +46,7 @@ from schemas.errors import (
 )
 from schemas.events import EventKind
 from schemas.frontier import HEAL, Chosen, Manifest, Setup, Visibility
-from schemas.pipeline import Mode, OnRowError, TablePolicy, matches
+from schemas.pipeline import Ddl, Mode, OnRowError, TablePolicy, matches
 from schemas.record import Op
 from schemas.states import STOPPED, TableState
 from schemas.table import Objects, TableId
@@ -541,7 +542,7 @@ class Apply:
         for table, version in (self._redefined(portion) if portion.redefines else {}).items():
             place = portion.progress if table in tables else self._known[table].progress
             moves[table] = self._table_move(table, progress=place, schema_id=version.schema_id)
-            if version.table.dropped:
+            if version.table.dropped and self._policy(table).ddl is not Ddl.IGNORE:
                 moves[table] = self._table_move(
                     table, progress=portion.progress, schema_id=version.schema_id, state=TableState.DROPPED
                 )
@@ -615,7 +616,7 @@ class Apply:
         last: dict[TableId, Registered] = {}
         for version, _, _ in self._records(portion):
             before = last.get(version.id) or self._target_version(self._known[version.id])
-            if version.schema_id != before.schema_id:
+            if version.schema_id != before.schema_id and self._policy(version.id).ddl is Ddl.APPLY:
                 self._target.get_ready(version)
             last[version.id] = version
         return {table: version for table, version in last.items() if version.schema_id != self._known[table].schema_id}
@@ -693,7 +694,12 @@ class Apply:
         table = version.table.id
         if table not in trays and (sifts or table in self._waiting):
             trays[table] = Tray(table, self._waiting_of(version), keeps=self._sets_aside(table), sifts=sifts)
+        version = self._accepted(version)
         return Change(version, self._target.net(version, expected), tray=trays.get(table))
+
+    def _accepted(self, version: Registered) -> Registered:
+        """Return a version as it is written to the target: whole, unless the target's table does not follow."""
+        return self._target.accepted(version) if self._policy(version.id).ddl is Ddl.IGNORE else version
 
     def _sets_aside(self, table: TableId) -> bool:
         return self._policy(table).on_row_error is OnRowError.SET_ASIDE
@@ -955,20 +961,12 @@ class Apply:
         self._loaded_until = self._clock() + max(self._limits.share_every, 10 * took)
 
     def _load(self, progress: TableProgress, number: int) -> None:
-        """Write a chunk's rows. Rows may be of a later version of the table, as long as they look the same."""
+        """Write a chunk's rows."""
         manifest = self._chunks.of(progress.table).manifests[number]
         plan = self._chunks.of(progress.table).plan
         assert plan is not None
-        version = self._versions.by_schema(plan.schema_id)
         try:
-            if not version.table.same_rows_as(self._target_version(progress).table):
-                raise TableRefused(
-                    progress.table,
-                    SchemaUnsupported(
-                        "the table's columns or key were changed at the source before it was loaded",
-                        remedy=LOAD_AGAIN,
-                    ),
-                )
+            version = self._accepted(self._versions.by_schema(plan.schema_id))
             # Only what is healed may have letters already, and then all chunks are in, whoever loaded them.
             waiting = self._target.waiting().get(progress.table, Waiting()) if number == HEAL else Waiting()
             tray = Tray(
@@ -978,7 +976,9 @@ class Apply:
                 sifts=True,
                 where="the healing" if number == HEAL else f"chunk {number}",
             )
-            rows = self._target.load(version, progress, number, manifest.rows, lambda: self._rows_of(manifest), tray)
+            rows = self._target.load(
+                version, progress, number, manifest.rows, lambda: self._rows_of(manifest, version), tray
+            )
         except TableRefused as refused:
             self._fail(progress.table, refused.cause)
             return
@@ -989,10 +989,11 @@ class Apply:
             self._tell_letters(tray)
         self._to_move[progress.table] = None
 
-    def _rows_of(self, manifest: Manifest) -> Iterator[bytes]:
+    def _rows_of(self, manifest: Manifest, version: Registered) -> Iterator[bytes]:
         partition, span = Partition(manifest.topic, manifest.partition), Range(manifest.start, manifest.end)
         try:
-            yield from self._batches(partition, span)
+            for batch in self._batches(partition, span):
+                yield version.narrow.batch(batch) if isinstance(version, Narrowed) else batch
         except LogRewound as error:
             if self._log.offsets(partition).start <= span.start:
                 raise
@@ -1164,6 +1165,8 @@ class Apply:
             remedy="",
             stopped_in="",
         )
+        if self._policy(progress.table).ddl is Ddl.IGNORE:
+            version = before = self._accepted(version)
         if progress.generation < 0 and version is before:
             return move
         self._target.get_ready(version)

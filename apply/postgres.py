@@ -13,6 +13,7 @@ import psycopg
 
 from apply import postgres_state as state
 from apply.dead_letters import Bundle, Keyed, Letter, Refusal, Tray, Waiting, keyed_batch, net_of
+from apply.narrowing import Narrowed
 from apply.postgres_build import Builder
 from apply.postgres_merge import COLLISIONS, DIRECT, Stages, Work, Writer
 from apply.postgres_session import QUEUED, Session, StatementFailed
@@ -90,6 +91,7 @@ class PostgresTarget:
         self._builder = Builder(self._url, self._application, BUILDS_AT_ONCE)
         self._writers: dict[int, Writer] = {}  # by version
         self._shapes: dict[TableId, Shape] = {}  # by the target's names, as are those below
+        self._accepted: dict[int, Registered] = {}  # by version, of tables that do not follow their definitions
         self._redefined: set[TableId] = set()  # in the transaction that is open
         self._unseen: set[TableId] = set()  # tables that may have changed since they were looked at
         self._tables: dict[TableId, Table] = {}
@@ -269,6 +271,7 @@ class PostgresTarget:
     def _look_again(self, tables: Collection[TableId]) -> None:
         """Forget what tables are like, because they are others now, or may be."""
         self._unseen.update(tables)
+        self._accepted.clear()
         for table in tables:
             self._shapes.pop(table, None)
         for schema_id in [n for n, writer in self._writers.items() if writer.version.table.name in tables]:
@@ -597,6 +600,25 @@ class PostgresTarget:
             work.second_half()
             session.flush()
 
+    def accepted(self, version: Registered) -> Registered:
+        if version.schema_id not in self._accepted:
+            table = version.table
+            name = table.id if self._shape(table.name) is None else table.name
+            shape = self._shape(name)
+            there = {name for name, column in shape.columns.items() if not column.generated} if shape else set()
+            accepted = version
+            if shape is not None and (name != table.name or not {column.name for column in table.columns} <= there):
+                try:
+                    accepted = Narrowed(version, name, there)
+                except ValueError as error:
+                    cause = SchemaUnsupported(
+                        f"the target's table {name} lacks a column of the key by which the source tells rows",
+                        remedy="alter the table, or let it follow: ddl: apply",
+                    )
+                    raise TableRefused(table.id, cause) from error
+            self._accepted[version.schema_id] = accepted
+        return self._accepted[version.schema_id]
+
     def get_ready(self, version: Registered) -> None:
         objects = version.table.objects
         if objects is None or self._settings.prepare is Prepare.KEEP:
@@ -613,7 +635,9 @@ class PostgresTarget:
     def _carry_out(self, piece: Redefinition) -> None:
         before, after = piece.before.table, piece.after.table
         try:
-            if piece.ddl is Ddl.APPLY:
+            if piece.ddl is Ddl.IGNORE:
+                after = self.accepted(piece.after).table
+            elif piece.ddl is Ddl.APPLY:
                 if after.name != before.name:
                     before = self._make_way(before, after.name, piece.displaces)
                 self._redefine(before, after, made=piece.table.made)

@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from apply.narrowing import Narrowed
 from codec.net import Net
 from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.pipeline import Ddl, TargetSettings
@@ -78,6 +79,8 @@ class Change:
     def add(self, data: bytes, visibility: Visibility | None, epoch: int) -> int:
         """Take the changes of a block but for those that have to wait, and return how many were taken; see
         `codec.net.Net.add`."""
+        if isinstance(self.version, Narrowed):
+            data = self.version.narrow.block(data)
         if self.tray is not None:
             data = self.tray.divide(self.version.layout, data, visibility, epoch, self.sifted)
         return self.net.add(data, visibility, epoch)
@@ -238,6 +241,9 @@ class Target(Protocol):
 
     def net(self, version: Registered, expected: int) -> Net:
         """Return an empty fold in the form that suits the table and about so many changes."""
+
+    def accepted(self, version: Registered) -> Registered:
+        """Return of a version what the table has room for as it is: it does not follow changes of its definition."""
 
     def get_ready(self, version: Registered) -> None:
         """Make what a version of a table rests on, as far as it is not there: types, their new labels. To be called

@@ -57,7 +57,8 @@ class Ddl(StrEnum):
     """What becomes of a table of a target whose definition was changed at the source."""
 
     APPLY = "apply"  # the same is done to it
-    PAUSE_TABLE = "pause-table"  # it waits until somebody has done so
+    IGNORE = "ignore"  # it stays as it is; columns that it lacks are left out
+    PAUSE_TABLE = "pause-table"  # it waits until somebody has done the same
 
 
 @dataclass(frozen=True, slots=True)

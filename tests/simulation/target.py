@@ -242,6 +242,10 @@ class SimulatedTarget:
             held.progress = replace(held.progress, made=True)
         return held.progress
 
+    def accepted(self, version: Registered) -> Registered:
+        """All of it: nothing is altered in this world."""
+        return version
+
     def get_ready(self, version: Registered) -> None:
         """Nothing: tables of this world rest on nothing."""
 
