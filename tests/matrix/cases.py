@@ -140,10 +140,12 @@ CASES: list[Case] = [
             "00:00:00.000001",
             "-00:00:00.000001",
             "0",
-            "-178000000 years -2147483648 days",
-            "2562047788:00:54.775807",
-            "-2562047788:00:54.775807",
         ],
+    ),
+    Case(
+        "interval",
+        ["-178000000 years -2147483648 days", "2562047788:00:54.775807", "-2562047788:00:54.775807"],
+        since=15,  # what came before writes these, and does not read them
     ),
     Case("interval(2)", ["00:00:00.25", "-1 mon +00:00:00.01"]),
     Case("interval year to month", ["1 year 2 mons", "-11 mons"]),

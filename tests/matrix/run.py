@@ -12,6 +12,7 @@ from tests.matrix import source
 from tests.matrix.comparing import Unequal, unequal
 from tests.matrix.source import Subject
 
+ERRORS = "select table_name || ': ' || error from penstock.tables where error <> '' order by 1"
 STATES = "select count(*) from penstock.tables where state <> 'live'"
 
 
@@ -34,6 +35,9 @@ def measure(project: Project) -> tuple[list[Subject], list[Unequal]]:
 
 def _all_live(project: Project) -> bool:
     with contextlib.suppress(psycopg.errors.UndefinedTable):
+        with psycopg.connect(project.target) as connection:
+            errors = connection.execute(ERRORS).fetchall()
+        assert errors == [], errors
         return _ask(project.target, "select count(*) from penstock.tables") > 0 and _ask(project.target, STATES) == 0
     return False
 
