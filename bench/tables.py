@@ -51,7 +51,7 @@ def start(made: Stage, tables: int) -> Many:
     with Service("run", file) as service:
         arrived = "select 1 from mark where id = 3 and v = 1"
         again = _until(made, service, lambda: bool(made.sql(made.target, "start", arrived)))
-        time.sleep(5)  # what a start leaves to be done is not what an idle pipeline costs
+        time.sleep(30)  # what a start leaves to be done is not what an idle pipeline costs
         cost = idle(service, 20)
         memory = max(memory, largest_process(service))
     made.forget(file)
