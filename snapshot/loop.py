@@ -241,6 +241,7 @@ class SnapshotWorker:
 
     def wait(self, timeout: float) -> None:
         """Wait until there may be something to do, at most `timeout` seconds."""
+        self._teller.flush()
         # Not for long: nobody tells us when another worker leaves and its share becomes ours.
         timeout = min(timeout, 1.0)
         now = self._clock()
