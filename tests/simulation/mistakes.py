@@ -374,12 +374,6 @@ def forgets_what_a_reload_needs() -> None:
     control.trimmer.to_be_loaded = lambda answers, chunks: {}
 
 
-@mistake
-def forgets_without_saying_so_to_who_reloads() -> None:
-    """The trimmer does not tell what snapshots must show from now on."""
-    Trimmer._is_unneeded = lambda self: True  # type: ignore[method-assign]
-
-
 # ---------------------------------------------------------------------------------------------- dead letters
 
 
