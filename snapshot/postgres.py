@@ -74,34 +74,40 @@ set tcp_keepalives_count = 3
 
 _log = logging.getLogger(__name__)
 
-# In a repeatable read transaction the catalogue's tables show what the snapshot sees; its functions look past it.
+# In a repeatable read transaction the catalogue's tables show what the snapshot sees; its functions look past it, and
+# so do names in statements: what was renamed since is read by the name that it has now.
 LEAVES = """
 with recursive below(place, oid, relkind) as (
     select wanted.place, c.oid, c.relkind
-      from unnest(%(schemas)s::text[], %(names)s::text[]) with ordinality wanted(schema, name, place)
-      join pg_namespace n on n.nspname = wanted.schema
-      join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
+      from unnest(%(oids)s::int8[]) with ordinality wanted(oid, place)
+      join pg_class c on c.oid = wanted.oid::oid
      union all
     select b.place, c.oid, c.relkind
       from below b join pg_inherits i on i.inhparent = b.oid join pg_class c on c.oid = i.inhrelid
      where b.relkind = 'p'
 )
-select b.place - 1, n.nspname, c.relname,
+select b.place - 1, coalesce(now.name[1], n.nspname), coalesce(now.name[2], c.relname),
        coalesce(pg_relation_size(c.oid), 0) / current_setting('block_size')::int8,
        coalesce(pg_table_size(c.oid), 0),
        case when c.relpages > 0 and c.reltuples >= 0 then c.reltuples / c.relpages end::float8
   from below b join pg_class c on c.oid = b.oid join pg_namespace n on n.oid = c.relnamespace
+ cross join lateral (select case when pg_relation_filenode(c.oid) is not null
+                                 then parse_ident(c.oid::regclass::text) end as name) now
  where b.relkind = 'r'
  order by 1, 2, 3
 """
 
+# What has the name no more in either is gone, unless it lives on by another one: then it is something else.
 MARKS = """
 select case when seen.oid is null then %(gone)s else seen.oid || '/' || seen.relfilenode end,
-       case when now.oid is null then %(gone)s else now.oid || '/' || coalesce(pg_relation_filenode(now.oid), 0) end
+       case when now.oid is not null then now.oid || '/' || coalesce(pg_relation_filenode(now.oid), 0)
+            when pg_relation_filenode(seen.oid) is not null then 'renamed'
+            else %(gone)s end
   from unnest(%(schemas)s::text[], %(names)s::text[]) with ordinality wanted(schema, name, place)
   left join pg_namespace n on n.nspname = wanted.schema
-  left join pg_class seen on seen.relnamespace = n.oid and seen.relname = wanted.name
+  left join pg_class was on was.relnamespace = n.oid and was.relname = wanted.name
  cross join lateral (select to_regclass(format('%%I.%%I', wanted.schema, wanted.name))::oid as oid) now
+  left join pg_class seen on seen.oid = coalesce(now.oid, was.oid)
  order by wanted.place
 """
 
@@ -140,8 +146,7 @@ class PostgresReader:
         connection = self._open()
         leaves: list[list[_Leaf]] = [[] for _ in tables]
         with translated("source", f"planning {len(tables)} tables"):
-            schemas, names = [table.name.schema for table in tables], [table.name.name for table in tables]
-            for place, *leaf in ask(connection, LEAVES, schemas=schemas, names=names):
+            for place, *leaf in ask(connection, LEAVES, oids=[table.oid for table in tables]):
                 leaves[place].append(_Leaf(*leaf))
         # A partitioned table without partitions, or one that was dropped, has one chunk without rows.
         divided = [

@@ -5,7 +5,7 @@ import psycopg
 from tests import servers
 from tests.conftest import fresh_database
 from tests.ddl.conftest import Followed
-from tests.e2e.conftest import Project
+from tests.e2e.conftest import Project, one
 from validation.rows import compare
 
 TABLE = "create table shop.{t} (id int primary key, note text, amount int)"
@@ -38,6 +38,8 @@ def test_a_table_is_altered_while_it_is_loaded(simple: Project) -> None:
     assert {name: states[name] for name in names if name != "recast"} == {
         name: ("live", "", "") for name in names if name != "recast"
     }
+    renamed = "select count(*) from pg_class where relname = 'called'"
+    simple.wait_until("the new name", lambda: one(simple.target, renamed) == 1, followed.run)
     found = [str(difference)[:200] for difference in compare(simple.source, simple.target, ["shop.*"])]
     # What the stream can't tell needs another load, unless the table was read behind it.
     expected = [] if states["recast"][0] == "live" else ["shop.recast"]
