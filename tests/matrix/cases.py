@@ -104,7 +104,8 @@ CASES: list[Case] = [
     Case("varchar(5)", ["abcde", "a    ", "", "äöü𝄞\\"]),
     Case("char(5)", ["ab", "abcde", "", " a", "ä𝄞", "\t"]),
     Case("bpchar", ["a", "a  ", "", "   ", "A"]),
-    Case('"char"', ["x", "", "\\\\", "\\377", "\\200", " ", "\t"]),
+    Case('"char"', ["x", "", "\\\\", " ", "\t"]),
+    Case('"char"', ["\\377", "\\200"], since=16),  # what came before takes the text of these for a backslash
     Case("name", ["it's", "", "ä" * 31, "N" * 63, "n "]),
     Case("bytea", BYTES),
     Case("bit(8)", ["10110010", "00000000", "11111111"]),

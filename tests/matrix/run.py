@@ -29,17 +29,22 @@ def measure(project: Project) -> tuple[list[Subject], list[Unequal]]:
         source.change(project.source, subjects, step)
         _follow(project, number, running)
     found = unequal(project.source, project.target, subjects)
+    _require_no_errors(project)
     assert _ask(project.target, STATES) == 0
     return subjects, found
 
 
 def _all_live(project: Project) -> bool:
     with contextlib.suppress(psycopg.errors.UndefinedTable):
-        with psycopg.connect(project.target) as connection:
-            errors = connection.execute(ERRORS).fetchall()
-        assert errors == [], errors
+        _require_no_errors(project)
         return _ask(project.target, "select count(*) from penstock.tables") > 0 and _ask(project.target, STATES) == 0
     return False
+
+
+def _require_no_errors(project: Project) -> None:
+    with psycopg.connect(project.target) as connection:
+        errors = connection.execute(ERRORS).fetchall()
+    assert errors == [], errors
 
 
 def _follow(project: Project, number: int, running: subprocess.Popen[str]) -> None:
