@@ -25,7 +25,7 @@ from engines.postgres.objects import objects
 from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
 from schemas.errors import SourceUnavailable
-from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, Objects, Since, Table, TableId
+from schemas.table import Column, ColumnDetails, Definition, Identity, Objects, Since, Table, TableId
 from schemas.types import Kind
 from transport.views import Registered
 
@@ -68,7 +68,8 @@ def matches(table: Table, relation: Relation, planned: Identity) -> bool:
     """
     if table.dropped or len(table.columns) != len(relation.columns):
         return False
-    if Leaf(id=TableId(relation.schema, relation.name), oid=relation.oid) not in map(_bare, table.leaves):
+    name = TableId(relation.schema, relation.name)
+    if not any(leaf.oid == relation.oid and leaf.id == name for leaf in table.leaves):
         return False
     for column, sent in zip(table.columns, relation.columns, strict=True):
         if (column.name, column.type_oid, column.type_modifier) != (sent.name, sent.type_oid, sent.type_modifier):
@@ -78,10 +79,6 @@ def matches(table: Table, relation: Relation, planned: Identity) -> bool:
         return False
     # With FULL the stream flags every column; which of them are the key was known when the version was made.
     return identity is not Identity.KEY or _flagged(relation) == table.key
-
-
-def _bare(leaf: Leaf) -> Leaf:
-    return Leaf(id=leaf.id, oid=leaf.oid)
 
 
 def _flagged(relation: Relation) -> tuple[int, ...]:
