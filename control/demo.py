@@ -174,7 +174,11 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
 
 def _kill(state: Path, *names: str) -> list[str]:
     """Kill -9 services of the run and return whom; its supervisor tells of it, and starts them again."""
-    running = json.loads((state / "pids.json").read_text())
+    try:
+        running = json.loads((state / "pids.json").read_text())
+    except FileNotFoundError:
+        # The run ends at Ctrl-C, which reaches all processes of a terminal, and may have heard of it before us.
+        raise KeyboardInterrupt from None
     killed = []
     for name in names:
         with contextlib.suppress(KeyError, ProcessLookupError):  # a snapshot worker may be done already

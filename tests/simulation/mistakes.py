@@ -39,6 +39,8 @@ from transport.memory import MemoryLog
 from transport.views import Chunks, Frontiers, TableChunks, ValidFrontier
 
 MISTAKES: dict[str, Callable[[], None]] = {}
+RARE: set[str] = set()
+"""Mistakes that only a search of many thousand histories finds: too long for every run of the tests."""
 
 _Any = Any
 
@@ -46,6 +48,11 @@ _Any = Any
 def mistake(make: Callable[[], None]) -> Callable[[], None]:
     MISTAKES[make.__name__.replace("_", "-")] = make
     return make
+
+
+def rare_mistake(make: Callable[[], None]) -> Callable[[], None]:
+    RARE.add(make.__name__.replace("_", "-"))
+    return mistake(make)
 
 
 # ---------------------------------------------------------------------------------------------------- frontiers
@@ -254,7 +261,7 @@ def no_compare_and_set() -> None:
     target.SimulatedTarget._compare = staticmethod(lambda equal, what: None)  # type: ignore[method-assign]
 
 
-@mistake
+@rare_mistake
 def members_not_compared() -> None:
     """Of a group only the place is compared, not who its members are."""
     target._at = lambda progress: (progress.offset, progress.epoch)
@@ -314,7 +321,7 @@ def stopped_tables_go_on_where_they_were_live_last() -> None:
     apply.commands.obeyed = lambda issued, before, place: real(issued, before, before.progress)
 
 
-@mistake
+@rare_mistake
 def commands_for_live_tables_are_not_told_to_their_groups() -> None:
     """Who does not know that a table has left its group moves the group all the same."""
     move = Apply._group_move
@@ -348,7 +355,7 @@ def commands_are_forgotten_by_who_takes_over() -> None:
     )
 
 
-@mistake
+@rare_mistake
 def reloads_keep_their_generation() -> None:
     """A target that is to load a table anew waits in the generation that it has, whose chunks others may still load."""
     reloaded = apply.commands._reloaded
@@ -514,7 +521,7 @@ def late_target_is_loaded_from_what_is_left() -> None:
 # --------------------------------------------------------------------------------- what the simulation has found before
 
 
-@mistake
+@rare_mistake
 def task_forgotten_when_the_log_fails() -> None:
     """A worker does not list again what it had begun, or was about to begin, when the log failed."""
     step = SnapshotWorker.step

@@ -188,7 +188,7 @@ def test_services_tell_their_figures(penstock: Penstock) -> None:
     with contextlib.ExitStack() as stack:
         for command, port in ports.items():
             stack.enter_context(penstock.running(command, "--metrics-port", str(port)))
-        penstock("snapshot")
+        stack.enter_context(penstock.running("snapshot"))
         expected = {"capture": ("penstock_frontiers_total", 1.0), "apply": ("penstock_rows_total", 500.0)}
         for command, (name, least) in expected.items():
             deadline = time.monotonic() + SECONDS
