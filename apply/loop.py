@@ -925,6 +925,9 @@ class Apply:
         progress = self._known[table]
         if progress.state is not TableState.LOADING or progress.generation != generation:
             return True
+        chunks = self._chunks.of(table)
+        if chunks.plan is None or chunks.plan.generation != generation or number not in chunks.manifests:
+            return True  # the log knows a later plan by now
         self._load(progress, number)
         return True
 
