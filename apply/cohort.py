@@ -105,12 +105,17 @@ class Cohort:
                 raise GapDetected(
                     f"frontier {offset} continues from {frontier.after}, but {portion.progress.position} is reached"
                 )
-            answers = {schema_id: wants(self, schema_id) for piece in frontier.ranges for schema_id in piece.schemas}
             wanted: list[tuple[TopicRange, list[int]]] = []
+            redefines = False
             for piece in frontier.ranges:
-                if mine := [schema_id for schema_id in piece.schemas if answers[schema_id] is not Wanted.NO]:
+                mine = []
+                for schema_id in piece.schemas:
+                    answer = wants(self, schema_id)
+                    if answer is not Wanted.NO:
+                        mine.append(schema_id)
+                        redefines |= answer is Wanted.ALONE
+                if mine:
                     wanted.append((piece, mine))
-            redefines = Wanted.ALONE in answers.values()
             if redefines and portion.frontiers:
                 return portion  # what comes before it goes first
             # A large transaction goes alone, so that what was ready before it does not wait for it.

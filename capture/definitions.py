@@ -54,9 +54,8 @@ class Definitions:
     ) -> None:
         self._slot, self._watched, self._clock = slot, watched, clock
         self._seen: dict[TableId, tuple[str, ...]] = {}
-        self._next = (
-            clock() + LOOK_SECONDS
-        )  # what came before is looked at when those who have just started are at work
+        # What came before is looked at when those who have just started are at work.
+        self._next = clock() + LOOK_SECONDS
         self.found: deque[Found] = deque()
 
     def tables(self) -> list[Table]:
@@ -95,7 +94,7 @@ class Definitions:
     def _prints(
         self, connection: psycopg.Connection, watched: Mapping[TableId, Watched]
     ) -> dict[TableId, tuple[str, ...]]:
-        oids = {id: _oids(seen.table) for id, seen in watched.items()}
+        oids = {id: seen.table.oids for id, seen in watched.items()}
         prints = definitions.fingerprints(connection, [oid for some in oids.values() for oid in some])
         return {id: tuple(prints.get(oid, "") for oid in some) for id, some in oids.items()}
 
@@ -116,7 +115,3 @@ class Definitions:
             read[id] = table
         position = replication.emit_message(connection, "penstock", "definitions")
         self.found.extend(Found(id, table, watched[id].described, position) for id, table in read.items())
-
-
-def _oids(table: Table) -> list[int]:
-    return [table.oid, *(leaf.oid for leaf in table.leaves if leaf.oid != table.oid)]

@@ -112,7 +112,9 @@ class Relations:
     def planned(self) -> list[Table]:
         """Return the latest version of every table that there is, with the identity that it was published by."""
         latest = [self._tables.of(id)[-1].table for id in self._tables.names()]
-        return [table.model_copy(update={"identity": self._planned(table.id)}) for table in latest if not table.dropped]
+        return [
+            table.model_copy(update={"identity": self.published(table.id)}) for table in latest if not table.dropped
+        ]
 
     def watched(self) -> Mapping[TableId, Watched]:
         """Return the tables whose definitions are to be looked at."""
@@ -120,7 +122,7 @@ class Relations:
 
     def published(self, table: TableId) -> Identity:
         """Return what the publication that a table is in tells of its old rows."""
-        return self._planned(table)
+        return self._tables.of(table)[0].table.identity
 
     def described(self, table: TableId) -> int:
         """Return how often the stream has described a table, or a part of it."""
@@ -136,7 +138,7 @@ class Relations:
         if id is None:
             return None
         self._described[id] = self._described.get(id, 0) + 1
-        planned = self._planned(id)
+        planned = self.published(id)
         # The latest that fits: after a restart relations come again as they were then, and leaves of one root may
         # differ in the order of their columns.
         for version in reversed(self._tables.of(id)):
@@ -199,7 +201,7 @@ class Relations:
                 self._own(version.table)
 
     def _own(self, table: Table) -> None:
-        self._owners.update((oid, table.id) for oid in (table.oid, *(leaf.oid for leaf in table.leaves)) if oid)
+        self._owners.update(dict.fromkeys(table.oids, table.id))
         self._labels |= dict(table.objects.labels) if table.objects else {}
 
     def _last(self, id: TableId) -> Table:
@@ -209,12 +211,9 @@ class Relations:
         """Every leaf that any version of the table has had."""
         return {leaf.oid for version in self._tables.of(table) for leaf in version.table.leaves}
 
-    def _planned(self, id: TableId) -> Identity:
-        return self._tables.of(id)[0].table.identity
-
     def _as_planned(self, table: Table) -> Table:
         """Return a table as the catalogue has it, with the identity that it was published by."""
-        nothing = self._planned(table.id) is Identity.NOTHING
+        nothing = self.published(table.id) is Identity.NOTHING
         return table.model_copy(update={"identity": Identity.NOTHING, "key": ()}) if nothing else table
 
     def _register(self, table: Table) -> Registered:
@@ -339,8 +338,6 @@ def _essence(table: Table) -> object:
         (c.name, c.source_type, c.nullable, c.default, c.identity, c.generated, c.generated_virtual, c.collation)
         for c in definition.columns
     }
-    constraints = [definition.primary_key, *definition.uniques, *definition.checks, *definition.foreign_keys]
-    unique = [index for index in definition.indexes if index.definition.upper().startswith("CREATE UNIQUE ")]
     return (
         table.name,
         table.dropped,
@@ -349,7 +346,7 @@ def _essence(table: Table) -> object:
         table.identity,
         {(leaf.id, leaf.oid) for leaf in table.leaves},
         columns,
-        {(c.name, c.definition) for c in (*constraints, *unique) if c is not None},
+        {(c.name, c.definition) for c in definition.restrictions},
         {(p.id, p.parent, p.bound, p.oid) for p in definition.partitions},
     )
 

@@ -4,7 +4,8 @@ What the source did is told by the difference of two versions, not by what someb
 the source's own numbers, so that a rename is no drop. What the rows that are there have become by it must follow from
 the difference alone; where it does not, `SchemaUnsupported` says why, and the table has to be loaded anew.
 
-Indexes and constraints other than the key are not carried: rows do not depend on them.
+Of indexes and constraints only the key is made when the source gets it, as rows are told apart by it. What might refuse
+the source's rows goes when the source has it no more.
 """
 
 from __future__ import annotations
@@ -217,27 +218,20 @@ def _key(old: Table, new: Table) -> list[str]:
     """Return what takes away the constraints that the source has no more, which might refuse its rows, and makes the
     key by which rows are told apart."""
     name = quote(*new.name)
-    before, after = _constraints(old), _constraints(new)
+    before, after = old.definition.restrictions, new.definition.restrictions
     statements = []
     key = key_constraint(new)
     for constraint in before:
         if any(_same(constraint, old, other, new) for other in after):
             continue
-        if constraint.definition.upper().startswith("CREATE "):
+        if constraint.is_index:
             statements.append(f"drop index if exists {quote(new.name.schema, constraint.name)}")
         else:
             statements.append(f"alter table {name} drop constraint if exists {quote(constraint.name)}")
     if key is not None and not any(_same(other, old, key, new) for other in before):
         add = f"alter table {name} add constraint {quote(key.name)} {key.definition}"
-        statements.append(key.definition if key.definition.upper().startswith("CREATE ") else add)
+        statements.append(key.definition if key.is_index else add)
     return statements
-
-
-def _constraints(table: Table) -> list[Constraint]:
-    definition = table.definition
-    unique = [index for index in definition.indexes if index.definition.upper().startswith("CREATE UNIQUE ")]
-    primary = [definition.primary_key] if definition.primary_key else []
-    return [*primary, *definition.uniques, *definition.checks, *definition.foreign_keys, *unique]
 
 
 def _same(first: Constraint, of: Table, second: Constraint, of_second: Table) -> bool:

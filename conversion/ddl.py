@@ -164,7 +164,7 @@ def _is_key(table: Table, constraint: Constraint) -> bool:
     text = constraint.definition.upper()
     if not key or set(constraint.columns) != key or " DEFERRABLE" in text or " WITHOUT OVERLAPS" in text:
         return False
-    if text.startswith("CREATE "):
+    if constraint.is_index:
         return text.startswith("CREATE UNIQUE INDEX") and " WHERE " not in text and _lists_only_columns(text)
     return text.startswith(("PRIMARY KEY", "UNIQUE"))
 

@@ -56,6 +56,11 @@ class Constraint(_Model):
     columns: tuple[str, ...] = ()
     references: TableId | None = None  # foreign keys
 
+    @property
+    def is_index(self) -> bool:
+        """Whether it is made by a statement of its own, and belongs to no constraint."""
+        return self.definition.upper().startswith("CREATE ")
+
 
 class ColumnDetails(_Model):
     """What only `create table` needs; also of generated columns, which are not carried."""
@@ -88,6 +93,13 @@ class Definition(_Model):
     inherits: tuple[TableId, ...] = ()
     row_types: tuple[TableId, ...] = ()  # tables whose rows are the type of a column
     unlogged: bool = False
+
+    @property
+    def restrictions(self) -> list[Constraint]:
+        """Everything that may refuse a row: keys, constraints, unique indexes."""
+        primary = [self.primary_key] if self.primary_key else []
+        unique = [index for index in self.indexes if index.definition.upper().startswith("CREATE UNIQUE ")]
+        return [*primary, *self.uniques, *self.checks, *self.foreign_keys, *unique]
 
 
 class Partitioned(_Model):
@@ -144,6 +156,11 @@ class Table(_Model):
     def name(self) -> TableId:
         """How source and target call the table. Its `id`, by which the log knows it, never changes."""
         return self.renamed or self.id
+
+    @property
+    def oids(self) -> list[int]:
+        """The source's numbers of the table and of what holds its rows, each once."""
+        return list(dict.fromkeys(oid for oid in (self.oid, *(leaf.oid for leaf in self.leaves)) if oid))
 
     @property
     def rows(self) -> int:
