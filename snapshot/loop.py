@@ -314,11 +314,10 @@ class SnapshotWorker:
             return news or views.frontiers.next != at
         for task, manifest in list(self._pending.items()):
             table = views.chunks.of(task.table)
-            if table.plan is None or table.plan.generation != manifest.generation or task.what in table.manifests:
+            replaced = table.plan is None or table.plan.generation != manifest.generation
+            if replaced or task.what in table.manifests or views.chunks.is_freed(manifest):
                 del self._pending[task]
-            elif views.chunks.is_freed(manifest):
-                del self._pending[task]
-                self._listed = None
+                self._listed = None  # for its sake the chunk was passed over, which the plan of now may still want
         # In the order in which they were written: what lies before a final chunk may be forgotten with it.
         passed = list(
             takewhile(

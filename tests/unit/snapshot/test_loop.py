@@ -778,3 +778,17 @@ def test_what_was_read_before_somebody_asked_for_a_new_load_does_not_count_for_i
         world.settle(world.holder, worker)
         state = world.chunks().of(A)
         assert state.complete() and state.plan is not None and state.plan.generation == 2
+
+
+def test_what_is_pending_of_an_earlier_plan_does_not_keep_a_chunk_of_the_next_from_being_read() -> None:
+    world = World(table(A), mode="load-and-changes")
+    world.start()
+    with closing(world.holder, worker := world.worker()):
+        world.settle(world.holder, worker)
+        with world.log.writer("control") as writer:
+            writer.put(TOPICS.chunks, encode_control(Command(CommandKind.RELOAD, *A, "", "", "me", 0)))
+        world.settle(world.holder, worker)
+        assert worker.pending == 1 and not world.chunks().of(A).outdated  # capture has not passed the first snapshot
+        world.capture()
+        world.settle(world.holder, worker)
+        assert world.chunks().of(A).complete()
