@@ -22,7 +22,7 @@ from apply.target import Batch, Change, Progress, Redefinition, TableMove, Table
 from codec.copy import load_rows
 from codec.net import Net
 from conversion.alter import additions, alter_table, emptied_partitions, new_labels
-from conversion.ddl import after_load, create_table, foreign_keys, make_view, objects_statements
+from conversion.ddl import after_load, create_table, foreign_keys, make_view, objects_statements, one_at_a_time
 from conversion.loss import losses
 from engines.postgres.connect import connect
 from engines.postgres.errors import translate, translated
@@ -492,7 +492,8 @@ class PostgresTarget:
     def _companions(self, table: TableId) -> list[str]:
         """Return what gives a table, and the views that read it, to whom they belong; and what makes these views, if
         this is the last table that they wait for."""
-        statements = self._access(table)
+        access = self._access(table)
+        statements = [one_at_a_time(access, state.LOCK)] if access else []
         if self._settings.views:
             above = {table}
             for view in self._objects.views:

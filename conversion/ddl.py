@@ -124,7 +124,10 @@ def foreign_keys(table: Table, among: Collection[TableId] | None = None, *, vers
 
 
 def make_view(view: View, pipeline: str, lock: int, access: Iterable[str] = ()) -> str:
-    """Return what makes a view that is not there, with `access` to it, unless a table that it reads is not live yet."""
+    """Return what makes a view that is not there, with `access` to it, unless a table that it reads is not live yet.
+
+    The advisory `lock` is waited for first: two tables may come to be live at once.
+    """
     reads = ", ".join(f"({literal(schema)}, {literal(name)})" for schema, name in view.reads)
     missing = (
         "exists (select from penstock.tables t"
@@ -135,9 +138,14 @@ def make_view(view: View, pipeline: str, lock: int, access: Iterable[str] = ()) 
     )
     absent = " or ".join(f"to_regclass({literal(quote(*read))}) is null" for read in view.reads) or "false"
     there = f"to_regclass({literal(quote(*view.id))}) is not null"
-    # Two tables may come to be live at once.
-    locked = f"perform pg_catalog.pg_advisory_xact_lock({lock}); "
-    return _unless(f"{there} or {absent} or {missing}", "; ".join((*view.statements, *access)), first=locked)
+    made = "; ".join((*view.statements, *access))
+    return one_at_a_time([f"if not ({there} or {absent} or {missing}) then {made}; end if"], lock)
+
+
+def one_at_a_time(statements: Iterable[str], lock: int) -> str:
+    """Return one statement for all of them that holds the advisory `lock`: what several give to the same object, as a
+    schema's rights, the server refuses to all but one of them."""
+    return _block(f"perform pg_catalog.pg_advisory_xact_lock({lock}); {'; '.join(statements)};")
 
 
 def drop_tables(tables: Iterable[Table]) -> list[str]:
@@ -240,7 +248,7 @@ def _extension(extension: str) -> str:
     return f"{quote(name)} schema {quote(schema)}" if schema else quote(name)
 
 
-def _unless(there: str, statement: str, first: str = "") -> str:
+def _unless(there: str, statement: str) -> str:
     return _block(f"if not ({there}) then {statement}; end if;")
 
 

@@ -135,6 +135,8 @@ CLASSES: dict[str, Meaning] = {
 
 TOO_LARGE = re.compile(r"^out of memory$|exceeds maximum allowed length|invalid memory alloc request size")
 """What the server says of a row that does not fit into a message, or of a value as text that is none any more."""
+OVERTAKEN = re.compile(r"^tuple concurrently (updated|deleted)$")
+"""What the server says when somebody else altered the same object, or its rights, at the same moment."""
 SNAPSHOT_FUNCTIONS = {"ImportSnapshot", "SetTransactionSnapshot", "parseIntFromText", "parseXidFromText"}
 SLOT_FUNCTIONS = {"ReplicationSlotAcquire", "ReplicationSlotAlter", "StartLogicalReplication", "CreateDecodingContext"}
 LOST_SLOT = re.compile(r"can no longer (get changes|access) |has been invalidated|slot .* was invalidated")
@@ -205,6 +207,8 @@ def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
             return Meaning(OperatorError, quotes_values=True)
     if is_row_too_large(exc):
         return Meaning(ValueUnsupported, ROW_TOO_LARGE_REMEDY)
+    if state == "XX000" and OVERTAKEN.search(text):
+        return Meaning(TransientError)
     # A state that no table knows is one for a person.
     return EXACT.get(state) or CLASSES.get(state[:2]) or Meaning(OperatorError, quotes_values=True)
 

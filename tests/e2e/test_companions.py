@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psycopg
 
-from tests.e2e.conftest import Project, one
+from tests.e2e.conftest import SECONDS, Project, one
 
 TABLES = """
 create role {name}_owner; create role {name}_reader;
@@ -81,6 +81,39 @@ def test_a_target_gets_views_owners_and_grants_if_it_asks_for_them(simple: Proje
                 for role in ("owner", "reader"):
                     connection.execute(f"drop owned by {simple.name}_{role} cascade".encode())
                     connection.execute(f"drop role {simple.name}_{role}".encode())
+
+
+COLLIDING = """
+create schema shop; create table shop.one (id int primary key);
+create role {name}_reader; grant usage on schema shop to {name}_reader; grant select on shop.one to {name}_reader
+"""
+
+WAITING = (
+    "select count(*) from pg_stat_activity"
+    " where wait_event = 'transactionid' and datname = current_database() and query like '%grant%'"
+)
+
+
+def test_a_grant_that_collides_with_somebody_elses_is_given_again(simple: Project) -> None:
+    with psycopg.connect(simple.source, autocommit=True) as connection:
+        connection.execute(COLLIDING.replace("{name}", simple.name).encode())
+    try:
+        simple.write()
+        simple.file.write_text(simple.file.read_text() + "    grants: true\n")
+        with psycopg.connect(simple.target) as other:
+            other.execute(f"create role {simple.name}_reader; create schema shop".encode())
+            other.commit()
+            other.execute("grant create on schema shop to pg_monitor")
+            running = simple.start("run", str(simple.file), "--until-caught-up")
+            simple.wait_until("our grant waits for theirs", lambda: one(simple.target, WAITING) == 1, running)
+        said, _ = running.communicate(timeout=SECONDS)
+        assert running.returncode == 0, f"{said}\n{simple.logs()}"
+        for right in ("schema_privilege('{}', 'shop', 'usage')", "table_privilege('{}', 'shop.one', 'select')"):
+            assert one(simple.target, f"select has_{right.format(f'{simple.name}_reader')}") == 1
+    finally:
+        for url in (simple.source, simple.target):
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(f"drop owned by {simple.name}_reader; drop role {simple.name}_reader".encode())
 
 
 def _rows(url: str, query: str) -> list[tuple[object, ...]]:

@@ -155,6 +155,12 @@ def test_an_unknown_state_is_for_a_person() -> None:
     assert "secret" not in str(translate(Unheard("secret"), "source"))
 
 
+@pytest.mark.parametrize("verb", ["updated", "deleted"])
+def test_to_be_overtaken_by_others_is_to_try_again(verb: str) -> None:
+    assert type(translate(error("XX000", f"tuple concurrently {verb}"), "target")) is TransientError
+    assert type(translate(error("XX000", "invalid page in block 7"), "target")) is OperatorError
+
+
 def test_the_drivers_error_stays_the_cause() -> None:
     cause = error("40001")
     with pytest.raises(TransientError) as caught, translated("target", "writing"):
