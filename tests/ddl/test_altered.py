@@ -6,6 +6,8 @@ from tests.ddl.conftest import Followed
 from tests.e2e.conftest import Project
 from validation.rows import compare
 
+pytestmark = pytest.mark.versions
+
 # What a table is at first, always with a key `id` and a text `note`; then what is done to it, step by step.
 CARRIED = {
     "add": ["alter table {t} add column more text", "insert into {t} (id, note, more) values (9001, 'x', 'y')"],

@@ -1,12 +1,15 @@
 """Tables are altered while they are loaded, while somebody is down, and where not every target can do the same."""
 
 import psycopg
+import pytest
 
 from tests import servers
 from tests.conftest import fresh_database
 from tests.ddl.conftest import Followed
 from tests.e2e.conftest import Project, one
 from validation.rows import compare
+
+pytestmark = pytest.mark.versions
 
 TABLE = "create table shop.{t} (id int primary key, note text, amount int)"
 ROWS = "insert into shop.{t} select g, 'n' || g, g from generate_series(1, 2000) g"

@@ -1,10 +1,13 @@
 """Whole tables, and partitions of them, are renamed, moved, dropped and emptied while they are followed."""
 
 import psycopg
+import pytest
 
 from tests.ddl.conftest import Followed
 from tests.e2e.conftest import Project, one
 from validation.rows import compare
+
+pytestmark = pytest.mark.versions
 
 PLAIN = "create table shop.{t} (id int primary key, note text)"
 PARTITIONED = """
