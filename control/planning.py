@@ -10,7 +10,7 @@ import psycopg
 
 from apply.groups import components
 from apply.postgres import prepared_tables
-from conversion.ddl import after_load, foreign_keys, in_order, objects_statements
+from conversion.ddl import after_load, foreign_keys, in_order, objects_made
 from conversion.loss import Loss, all_losses
 from engines.postgres.catalogue import objects as objects_of
 from engines.postgres.catalogue import tables as tables_of
@@ -74,7 +74,7 @@ class TargetPlan:
     rows: int
     bytes: int
     seconds: float
-    objects: tuple[str, ...]  # statements before the tables
+    objects: tuple[str, ...]  # statements before the tables, of which each is left out if its object is there
     losses: tuple[str, ...]  # that are no table's
     tables: tuple[TablePlan, ...]
 
@@ -123,7 +123,7 @@ def _target(
         sum(plan.rows for plan in plans),
         sum(plan.bytes for plan in plans),
         sum(plan.seconds for plan in plans),
-        tuple(objects_statements(objects, tables, version=version or NEWEST)) if makes else (),
+        tuple(made for made, _ in objects_made(objects, tables, version=version or NEWEST)) if makes else (),
         tuple(_told(loss) for loss in losses if loss.table is None),
         plans,
     )
@@ -242,7 +242,7 @@ def lines_of(plan: TargetPlan) -> Iterator[str]:
     where = f"PostgreSQL {plan.version}" if plan.version else f"can't be asked, taken as empty: {plan.error}"
     yield f"target {plan.name} ({where}): {len(plan.tables)} tables, about {plan.rows:,} rows, {bytes_text(plan.bytes)}"
     yield f"  load: about {duration_text(plan.seconds)}, on a machine of two cores"
-    yield from (f"  first: {statement}" for statement in plan.objects)
+    yield from (f"  first, unless it is there: {statement}" for statement in plan.objects)
     yield from (f"  LOSS: {loss}" for loss in plan.losses)
     tied = [group for group in {table.group: 0 for table in plan.tables} if _members(plan, group)[1:]]
     for group in tied:

@@ -173,7 +173,7 @@ def _added(
     """Add a column so that the rows that are there show what the source's do, whatever its default gives today."""
     if not empty and (detail.identity or (detail.default and not detail.missing and since.rewritten)):
         raise SchemaUnsupported(
-            f"{new.id}: column {column.name} was added with values of its own for each row that was there",
+            f"{new.id}: column {column.name} was added, and what the rows that were there hold in it is not known",
             remedy=RELOAD.format(table=new.id),
         )
     plain = detail.model_copy(update={"default": detail.missing, "nullable": True})

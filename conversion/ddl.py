@@ -8,7 +8,7 @@ again; the statements of one table belong in one transaction.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 from engines.postgres.connect import NEWEST
 from engines.postgres.quoting import literal, quote
@@ -37,30 +37,30 @@ def in_order(tables: Iterable[Table]) -> list[Table]:
 
 
 def objects_statements(objects: Objects, tables: Iterable[Table], *, version: int = NEWEST) -> list[str]:
-    """Return what makes schemas, extensions, collations, types and sequences, as far as they are not there.
+    """Return what makes schemas, extensions, collations, types and sequences, as far as they are not there."""
+    made = objects_made(objects, tables, version=version)
+    return [_unless(there, statement) if there else statement for statement, there in made]
+
+
+def objects_made(objects: Objects, tables: Iterable[Table], *, version: int = NEWEST) -> Iterator[tuple[str, str]]:
+    """Yield each statement of `objects_statements` as it is, with the condition under which it has nothing to do, if
+    it does not ask by itself.
 
     `create table` itself makes the sequences of identity columns.
     """
     identities = {column.sequence for table in tables for column in table.definition.columns if column.identity}
-    statements = [
+    for schema in objects.schemas:
         # Not "if not exists": that asks for the right to create even if there is nothing to do.
-        _unless(f"to_regnamespace({literal(quote(schema))}) is not null", f"create schema {quote(schema)}")
-        for schema in objects.schemas
-    ]
-    statements += [
-        f"create extension if not exists {_extension(extension)} cascade" for extension in objects.extensions
-    ]
-    statements += [_unless(_has_collation(id), statement) for id, statement in objects.collations]
-    statements += [
-        _unless(f"to_regtype({literal(quote(*id))}) is not null", type_statement(statement, version))
-        for id, statement in objects.types
-    ]
-    statements += [
-        f"create sequence if not exists {quote(*sequence.id)} {sequence.definition}"
-        for sequence in objects.sequences
-        if sequence.id not in identities
-    ]
-    return statements
+        yield f"create schema {quote(schema)}", f"to_regnamespace({literal(quote(schema))}) is not null"
+    for extension in objects.extensions:
+        yield f"create extension if not exists {_extension(extension)} cascade", ""
+    for id, statement in objects.collations:
+        yield statement, _has_collation(id)
+    for id, statement in objects.types:
+        yield type_statement(statement, version), f"to_regtype({literal(quote(*id))}) is not null"
+    for sequence in objects.sequences:
+        if sequence.id not in identities:
+            yield f"create sequence if not exists {quote(*sequence.id)} {sequence.definition}", ""
 
 
 def _has_collation(id: TableId) -> str:

@@ -83,8 +83,8 @@ TOLD = {"bigint", "many", "unlike"}
 
 STOPPED = {
     "computed": (["alter table {t} alter column amount type bigint using amount * 2"], "is not told"),
-    "random": (["alter table {t} add column r float default random()"], "values of its own"),
-    "serial": (["alter table {t} add column s serial"], "values of its own"),
+    "random": (["alter table {t} add column r float default random()"], "is not known"),
+    "serial": (["alter table {t} add column s serial"], "is not known"),
 }
 
 TABLE = """

@@ -162,7 +162,7 @@ def test_a_table_whose_change_can_not_be_carried_stops_alone_and_is_named(pensto
     for _ in range(2):
         told = penstock("run", "--until-caught-up", code=3)
         assert "1 table has failed, all others are complete: shop.orders on copy" in told
-        assert "column more was added with values of its own" in told
+        assert "column more was added" in told
     rows = json.loads(penstock("status", "--json"))["targets"][0]["tables"]
     assert {row["table"]: (row["state"], row["changes_applied"]) for row in rows} == {
         "shop.orders": ("failed", 0),
