@@ -889,7 +889,7 @@ class Apply:
 
     def _recall(self) -> bool:
         """Look now and then what people were told of this worker's tables."""
-        if self._clock() < self._recall_from:
+        if not self._owned or self._clock() < self._recall_from:
             return False
         if self._states.recall(self._mine):
             return True
@@ -1107,6 +1107,8 @@ class Apply:
         self._refresh_from = self._refreshed_at + max(self._limits.look_every, 10 * self._refresh_took)
         for table, progress in tables.items():
             before = self._known.get(table)
+            if progress is before:
+                continue
             if before is not None and self._is_mine(progress):
                 if (before.state, before.generation) != (progress.state, progress.generation):
                     self._reload()

@@ -94,6 +94,7 @@ class PostgresTarget:
         self._accepted: dict[int, Registered] = {}  # by version, of tables that do not follow their definitions
         self._redefined: set[TableId] = set()  # in the transaction that is open
         self._unseen: set[TableId] = set()  # tables that may have changed since they were looked at
+        self._states = state.TableStates(pipeline)
         self._tables: dict[TableId, Table] = {}
         self._objects = Objects()
 
@@ -160,7 +161,7 @@ class PostgresTarget:
 
     def tables(self) -> dict[TableId, TableProgress]:
         with translated("target", "reading the tables' states"):
-            return state.tables(self._session.connection, self._pipeline)
+            return self._states.read(self._session.connection)
 
     def chunks(self) -> dict[tuple[TableId, int], set[int]]:
         with translated("target", "reading the chunks"):

@@ -7,7 +7,8 @@ identifiers from outside are values.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -70,6 +71,15 @@ select table_schema, table_name, grp, state, schema_id, generation, frontier, ep
 from penstock.tables
 where pipeline = %s
 order by table_schema, table_name
+"""
+
+# The rows that transactions have written which had not ended when `HORIZON` was asked, or began behind it.
+TABLES_SINCE = TABLES.replace("order by", "  and age(xmin) <= age(%s::text::xid)\norder by")
+
+HORIZON = """
+select txid_snapshot_xmin(txid_current_snapshot()) %% 4294967296, count(*)
+from penstock.tables
+where pipeline = %s
 """
 
 CHUNKS = """
@@ -249,14 +259,42 @@ def groups(connection: psycopg.Connection, pipeline: str) -> dict[int, Progress]
         return {row[0]: Progress(*row[1:]) for row in cursor.execute(GROUPS, [pipeline])}
 
 
-def tables(connection: psycopg.Connection, pipeline: str) -> dict[TableId, TableProgress]:
+class TableStates:
+    """Where all tables of a pipeline stand, for one connection that asks again and again: of thousands only those are
+    read anew whose rows were written since, and the others are the same objects as before."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self._known: dict[TableId, TableProgress] = {}
+        self._horizon = 0
+
+    def read(self, connection: psycopg.Connection) -> dict[TableId, TableProgress]:
+        if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+            return self._all(connection)  # what a transaction has written itself may be taken back
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            # Before the rows: whatever they do not show yet is not older than this.
+            row = cursor.execute(HORIZON, [self._pipeline]).fetchone()
+            assert row is not None
+            horizon, count = row
+            if self._known:
+                self._known |= _tables(cursor.execute(TABLES_SINCE, [self._pipeline, self._horizon]))
+            if len(self._known) != count:
+                self._known = self._all(connection)
+        self._horizon = horizon
+        return dict(self._known)
+
+    def _all(self, connection: psycopg.Connection) -> dict[TableId, TableProgress]:
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            return _tables(cursor.execute(TABLES, [self._pipeline]))
+
+
+def _tables(rows: Iterable[Sequence[Any]]) -> dict[TableId, TableProgress]:
     found: dict[TableId, TableProgress] = {}
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        for schema, name, group, state, schema_id, generation, *rest in cursor.execute(TABLES, [pipeline]):
-            table = TableId(schema, name)
-            found[table] = TableProgress(
-                table, group, TableState(state), schema_id, generation, Progress(*rest[:5]), *rest[5:]
-            )
+    for schema, name, group, state, schema_id, generation, *rest in rows:
+        table = TableId(schema, name)
+        found[table] = TableProgress(
+            table, group, TableState(state), schema_id, generation, Progress(*rest[:5]), *rest[5:]
+        )
     return found
 
 

@@ -28,6 +28,8 @@ class StateTeller:
     def __init__(self, teller: Teller, log: Log, reader: LogReader, topics: Topics, target: str) -> None:
         self._teller, self._log, self._reader, self._topics, self._target = teller, log, reader, topics, target
         self._next = 0
+        self._end: int | None = None  # of what is read now
+        self._fresh: set[str] = set()  # tables of which something was told since that began
         self._told: dict[str, str] = {}  # the last state of each table
         self._read: set[str] = set()  # tables of which something was read since they were compared
         self._kept: list[TableProgress] | None = []  # while it is not known yet what was told
@@ -39,18 +41,23 @@ class StateTeller:
 
     def recall(self, tables: Callable[[], Iterable[TableProgress]]) -> bool:
         """Read on for one piece of work; return whether there may be more. `tables` are those whose states are told."""
-        self._teller.flush()
+        if self._end is None:
+            self._teller.flush()
+            self._fresh.clear()
+            self._end = self._log.offsets(self._topics.events).end
         before = self._next
         try:
-            for offset, event in told(self._reader, self._topics, self._next, AT_ONCE):
+            limit = min(AT_ONCE, self._end - self._next)
+            for offset, event in told(self._reader, self._topics, self._next, limit) if limit > 0 else ():
                 self._next = offset + 1
-                if event.state and event.target == self._target:
+                if event.state and event.target == self._target and event.table not in self._fresh:
                     self._told[event.table] = event.state
                     self._read.add(event.table)
         except LogRewound:
             self._next = self._log.offsets(self._topics.events).start  # older ones are forgotten
         if self._next != before:
             return True
+        self._end = None
         kept, self._kept = self._kept or [], None
         for progress in kept:
             self.note(progress)
@@ -70,6 +77,7 @@ class StateTeller:
         if self._told.get(name, TableState.WAITING) == state:
             return
         self._told[name] = state.value
+        self._fresh.add(name)
         failed = state is TableState.FAILED
         self._teller.tell(
             EventKind.ERROR if failed else EventKind.STATE,

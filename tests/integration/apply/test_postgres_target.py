@@ -63,6 +63,26 @@ def test_what_was_read_is_on_the_disk_when_it_was_made_durable(applied: Applied)
     assert unflushed
 
 
+def test_who_asks_again_for_tables_reads_what_was_written_since_whoever_wrote_it(applied: Applied) -> None:
+    source = loading(*((name, Definition()) for name in "abc"))
+    worker = applied.worker(source)
+    applied.until(lambda: len(worker.tables) == 3, worker)
+    target = applied.target()
+    target.open(applied.sql("select log from penstock.pipelines")[0][0])
+    before = target.tables()
+    write = "update penstock.tables set error = 'e' where table_name = %s"
+    with psycopg.connect(applied.url) as other:
+        other.execute(write.encode(), ["b"])  # it began before the next look, and ends behind it
+        applied.sql(write, "c")
+        then = target.tables()
+        assert {table.name: progress.error for table, progress in then.items()} == {"a": "", "b": "", "c": "e"}
+        assert then[TableId("public", "a")] is before[TableId("public", "a")]
+    assert {table.name: progress.error for table, progress in target.tables().items()} == {"a": "", "b": "e", "c": "e"}
+    applied.sql("delete from penstock.tables where table_name = 'a'")
+    assert {table.name for table in target.tables()} == {"b", "c"}
+    target.close()
+
+
 # ------------------------------------------------------------------------------------------------------- prepare
 
 
