@@ -57,6 +57,9 @@ from transport.views import Chunks, Registered, TableChunks, Tables, read_setup,
 
 _TOLD = 5  # refused rows of one transaction that people are told of one by one
 _AT_LEISURE = 200  # times as long as a look at the target's tables takes nobody looks again once all is settled
+PREPARED_AT_ONCE = 50
+"""Tables, partitions counted, that are made in one transaction: the target's server has room for so many locks."""
+
 _IMPATIENT = 0.001  # seconds until it is asked again what has been built; doubled as long as nothing has
 
 
@@ -1137,17 +1140,41 @@ class Apply:
                 return False
 
     def _prepare(self, progress: TableProgress) -> bool:
+        """Prepare a table, and those that wait behind it for the same: a transaction for each would cost more."""
         assert self._setup is not None
-        definition = self._target_version(progress).table.definition
-        for other in (*definition.inherits, *definition.row_types):
-            if other in self._known and self._known[other].state is TableState.WAITING:
-                return False  # the statement that makes the table names that one
+        if not self._may_prepare(progress):
+            return False
+        tables: list[TableId] = []
+        weight = 0
+        for table in (progress.table, *self._to_move):
+            weight += 1 + len(self._target_version(self._known[table]).table.definition.partitions)
+            if tables and (weight > PREPARED_AT_ONCE or not self._may_prepare(self._known[table])):
+                break
+            tables.append(table)
+        for table in tables:
+            self._to_move.pop(table, None)
         loads = self._setup.mode != Mode.CHANGES
         state = TableState.LOADING if loads else TableState.INDEXING
-        move = self._table_move(progress.table, state=state)
-        self._target.get_ready(self._target_version(progress))  # tables that were added bring what they rest on
-        self._learn(self._target.prepare(self._target_version(progress), move))
+        moves = [(self._target_version(self._known[table]), self._table_move(table, state=state)) for table in tables]
+        try:
+            for version, _ in moves:
+                self._target.get_ready(version)  # tables that were added bring what they rest on
+            prepared = self._target.prepare(moves)
+        except TableRefused as refused:
+            self._to_move |= dict.fromkeys(table for table in tables if table != refused.table)
+            raise
+        for done in prepared:
+            self._learn(done)
+        self._to_move |= dict.fromkeys(tables)
         return True
+
+    def _may_prepare(self, progress: TableProgress) -> bool:
+        if progress.state is not TableState.WAITING or not self._is_mine(progress):
+            return False
+        definition = self._target_version(progress).table.definition
+        others = (*definition.inherits, *definition.row_types)
+        # The statement that makes the table names them.
+        return all(other not in self._known or self._known[other].state is not TableState.WAITING for other in others)
 
     def _may_load(self, chunks: TableChunks) -> bool:
         """Whether a table's plan is for this target too: it is not, if it came when the log had been trimmed."""

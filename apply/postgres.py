@@ -278,27 +278,26 @@ class PostgresTarget:
         for schema_id in [n for n, writer in self._writers.items() if writer.version.table.name in tables]:
             del self._writers[schema_id]
 
-    def prepare(self, version: Registered, move: TableMove) -> TableProgress:
-        table = version.table
-        doing = f"preparing {table.id}"
-        try:
-            with self._transaction(doing, durable=False) as session:
-                session.query(f"select pg_advisory_xact_lock({state.LOCK})")
-                made = self._prepare(table)
-                progress = replace(move.progress, made=made, tied=not made)
-                state.queue_moves(session, self._key, [], [TableMove(move.after, progress)])
-        except TransientError:
-            raise
-        except ReplicationError as error:
-            raise TableRefused(table.id, error) from error
-        if made:
-            self._look_again({table.name})
-        return progress
+    def prepare(self, tables: Sequence[tuple[Registered, TableMove]]) -> list[TableProgress]:
+        made: set[TableId] = set()
+        done: list[TableProgress] = []
+        with self._transaction(f"preparing {len(tables)} tables", durable=False) as session:
+            session.query(f"select pg_advisory_xact_lock({state.LOCK})")
+            self._redefined.update(version.table.name for version, _ in tables)
+            for version, move in tables:
+                with _refused_alone(version.id, f"preparing {version.id}"):
+                    is_made = self._prepare(version.table)
+                if is_made:
+                    made.add(version.table.name)
+                done.append(replace(move.progress, made=is_made, tied=not is_made))
+            moves = zip((move for _, move in tables), done, strict=True)
+            state.queue_moves(session, self._key, [], [TableMove(move.after, progress) for move, progress in moves])
+        self._look_again(made)
+        return done
 
     def _prepare(self, table: Table) -> bool:
         """Make the table, or see that it fits; return whether it was made."""
         connection, prepare = self._session.connection, self._settings.prepare
-        self._session.flush()
         name = quote(*table.name)
         shape = self._shape(table.name)
         if shape is not None and prepare is Prepare.DROP_AND_CREATE:
@@ -850,6 +849,18 @@ def _connected(settings: TargetSettings, doing: str, application: str) -> Iterat
         contextlib.closing(connect(url, role="control", application=application)) as connection,
     ):
         yield connection
+
+
+@contextmanager
+def _refused_alone(table: TableId, doing: str) -> Iterator[None]:
+    """Raise what goes wrong in the block, and will again, as `TableRefused`."""
+    try:
+        with translated("target", doing):
+            yield
+    except TransientError:
+        raise
+    except ReplicationError as error:
+        raise TableRefused(table, error) from error
 
 
 def _parents_first(works: list[Work]) -> list[Work]:

@@ -25,6 +25,9 @@ from schemas.table import TableId
 LOCK = 5_038_219_167
 """Advisory lock under which workers make what must be made once."""
 
+NAMED = 3
+"""Tables that an error about many names."""
+
 IS_THERE = "select to_regclass('penstock.chunks') is not null"
 
 PREPARED = """
@@ -101,13 +104,22 @@ where p.pipeline = $1 and p.grp = n.grp and p.frontier = n.old_frontier and p.ep
   and p.roster = n.old_roster
 """
 
-MOVE_TABLE = """
-update penstock.tables
-set state = $8, schema_id = $9, generation = $10, frontier = $11, epoch = $12, position = $13, commit_time = $14,
-    captured_at = $15, snapshot = $16, rows_loaded = $17, made = $18, tied = $19, error = $20, remedy = $21,
-    stopped_in = $22, command = $23, updated_at = clock_timestamp()
-where pipeline = $1 and table_schema = $2 and table_name = $3
-  and state = $4 and generation = $5 and frontier = $6 and epoch = $7 and command = $24 and roster = $25
+MOVE_TABLES = """
+update penstock.tables as t
+set state = n.state, schema_id = n.schema_id, generation = n.generation, frontier = n.frontier, epoch = n.epoch,
+    position = n.position, commit_time = n.commit_time, captured_at = n.captured_at, snapshot = n.snapshot,
+    rows_loaded = n.rows_loaded, made = n.made, tied = n.tied, error = n.error, remedy = n.remedy,
+    stopped_in = n.stopped_in, command = n.command, updated_at = clock_timestamp()
+from unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[],
+            $10::text[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[], $15::bigint[], $16::bigint[],
+            $17::bigint[], $18::bigint[], $19::bigint[], $20::boolean[], $21::boolean[], $22::text[], $23::text[],
+            $24::text[], $25::bigint[])
+     as n (table_schema, table_name, old_state, old_generation, old_frontier, old_epoch, old_command, old_roster,
+           state, schema_id, generation, frontier, epoch, position, commit_time, captured_at, snapshot, rows_loaded,
+           made, tied, error, remedy, stopped_in, command)
+where t.pipeline = $1 and t.table_schema = n.table_schema and t.table_name = n.table_name
+  and t.state = n.old_state and t.generation = n.old_generation and t.frontier = n.old_frontier
+  and t.epoch = n.old_epoch and t.command = n.old_command and t.roster = n.old_roster
 """
 
 COUNT_CHANGES = """
@@ -347,21 +359,25 @@ def queue_moves(session: Session, pipeline: bytes, groups: Sequence[GroupMove], 
         ]
         arrays = [b"{%s}" % ",".join(map(str, column)).encode() for column in columns]
         session.queue(MOVE_GROUPS, [pipeline, *arrays], all_groups)
-    for move in tables:
-        queue_table(session, pipeline, move)
+    if tables:
+        _queue_tables(session, pipeline, tables)
 
 
-def queue_table(session: Session, pipeline: bytes, move: TableMove) -> None:
-    before, after = move
+def _queue_tables(session: Session, pipeline: bytes, moves: Sequence[TableMove]) -> None:
+    def all_tables(result: psycopg.pq.abc.PGresult) -> None:
+        if result.command_tuples != len(moves):
+            names = ", ".join(str(move.after.table) for move in moves[:NAMED])
+            raise WriteConflict(f"another worker has moved one of {len(moves)} tables: {names}")
 
-    def one_table(result: psycopg.pq.abc.PGresult) -> None:
-        if result.command_tuples != 1:
-            raise WriteConflict(f"another worker has moved {before.table}")
-
-    values: list[object] = [*before.table, before.state.value, before.generation]
-    values += [before.progress.offset, before.progress.epoch]
-    values += [*_state(after), before.command, before.roster]
-    session.queue(MOVE_TABLE, [pipeline, *(text(value) for value in values)], one_table)
+    rows = [
+        [
+            *(*before.table, before.state.value, before.generation, before.progress.offset, before.progress.epoch),
+            *(before.command, before.roster, *_state(after)),
+        ]
+        for before, after in moves
+    ]
+    columns = (array([str(value).replace("\0", "") for value in column]) for column in zip(*rows, strict=True))
+    session.queue(MOVE_TABLES, [pipeline, *columns], all_tables)
 
 
 def queue_counts(session: Session, pipeline: bytes, changes: Mapping[TableId, int]) -> None:

@@ -204,10 +204,10 @@ class Target(Protocol):
         """Return when nothing that was read through this connection can be lost any more by a crash of the target:
         then what it tells of may be forgotten."""
 
-    def prepare(self, version: Registered, move: TableMove) -> TableProgress:
-        """Make the table, or make sure that it fits, as the settings say, together with the move, and return what is
-        stored then; a table made here has `made` set. Raises `TableRefused` if there is a table where none should be,
-        or one that does not fit."""
+    def prepare(self, tables: Sequence[tuple[Registered, TableMove]]) -> list[TableProgress]:
+        """Make tables, or make sure that they fit, as the settings say, all together with their moves, and return what
+        is stored then; a table made here has `made` set. Raises `TableRefused`, for all, if there is a table where none
+        should be, or one that does not fit."""
 
     def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
         """Empty the table, make of it the version that is loaded next, and forget its chunks, together with the move to

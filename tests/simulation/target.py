@@ -233,14 +233,17 @@ class SimulatedTarget:
 
     # ------------------------------------------------------------------------------------------------ moving
 
-    def prepare(self, version: Registered, move: TableMove) -> TableProgress:
-        with self._transaction(f"prepare {version.table.id}") as transaction:
-            held = self._moved(transaction, move)
-            if held.rows is not None:
-                raise TableRefused(version.table.id, ConstraintViolated("it is there already"))
-            held.rows = Rows()
-            held.progress = replace(held.progress, made=True)
-        return held.progress
+    def prepare(self, tables: Sequence[tuple[Registered, TableMove]]) -> list[TableProgress]:
+        done: list[TableProgress] = []
+        with self._transaction(f"prepare {', '.join(str(version.table.id) for version, _ in tables)}") as transaction:
+            for version, move in tables:
+                held = self._moved(transaction, move)
+                if held.rows is not None:
+                    raise TableRefused(version.table.id, ConstraintViolated("it is there already"))
+                held.rows = Rows()
+                held.progress = replace(held.progress, made=True)
+                done.append(held.progress)
+        return done
 
     def accepted(self, version: Registered) -> Registered:
         """All of it: nothing is altered in this world."""
