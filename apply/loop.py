@@ -592,7 +592,7 @@ class Apply:
             for span in spans:
                 count = 0
                 for block in self._reader.read(partition, Range(span.start, span.end)):
-                    count += block.count
+                    count += block.offsets
                     for schema_id in span.schemas:
                         change = changes.get(schema_id)
                         if change is None:
@@ -633,7 +633,7 @@ class Apply:
             for span in spans:
                 count = 0
                 for block in self._reader.read(partition, Range(span.start, span.end)):
-                    count += block.count
+                    count += block.offsets
                     for key, value in unpack(block.data):
                         if value is None:
                             continue
@@ -1017,7 +1017,7 @@ class Apply:
             return
         count = 0
         for block in self._reader.read(partition, span):
-            count += block.count
+            count += block.offsets
             for _, value in unpack(block.data):
                 if value is None:
                     raise GapDetected(f"a batch in {partition.topic} is empty")

@@ -153,8 +153,10 @@ def _scale(made: Stage, report: Report, options: argparse.Namespace, kafka: bool
         "512 MB",
         memory <= 512,
     )
-    memory = scale.large_value(made, 256)
-    report.add("memory of the largest process, a value of 256 MB", f"{memory} MB", "1,536 MB", memory <= 1536)
+    for over_kafka in (False, True)[: 1 + kafka]:
+        memory = scale.large_value(made, 256, kafka=over_kafka)
+        work = f"memory of the largest process, a value of 256 MB, {'Kafka' if over_kafka else 'embedded log'}"
+        report.add(work, f"{memory} MB", "1,536 MB", memory <= 1536)
     redone, workers = scale.killed_at_half(made, options.rows)
     report.add(
         "kill -9 of everything at half of the load: chunks that were read twice",

@@ -43,13 +43,13 @@ def large_transaction(stage: Stage, rows: int) -> tuple[float, int]:
     return took, memory
 
 
-def large_value(stage: Stage, megabytes: int) -> int:
+def large_value(stage: Stage, megabytes: int, *, kafka: bool) -> int:
     """Replicate a value of that size, by load and by change; return the largest process in MB."""
     table = "create table large (id int primary key, v text)"
     value = f"(select string_agg(md5(g::text), '') from generate_series(1, {megabytes << 15}) g)"
     stage.fresh(stage.source, "value", table, f"insert into large values (1, {value})")
     stage.fresh(stage.target, "value", table)
-    file = stage.pipeline("value", "value", ["large"], kafka=False)
+    file = stage.pipeline("value", "value", ["large"], kafka=kafka)
     with Service("run", file) as service:
         arrived = "select length(v) from large where id = {}"
         until(lambda: bool(stage.sql(stage.target, "value", arrived.format(1))), 300, 0.1)

@@ -87,7 +87,7 @@ class Capture:
         self._own = -1  # offset of our latest record in the frontier topic
         self._ready: Step | None = None
         self._later: Step | None = None  # empty: to be sealed when it is time, unless another step comes first
-        self._appended: dict[Partition, int] = {}  # records since the last frontier
+        self._appended: dict[Partition, int] = {}  # offsets that records since the last frontier take
         self._schemas: dict[Partition, set[int]] = {}
         self._ends: dict[Partition, int] = {}  # where our latest range of each partition ended
         self._last_empty = -float("inf")
@@ -228,8 +228,8 @@ class Capture:
 
     def _take(self, step: Step) -> bool:
         for partition, block in step.blocks.items():
-            self._writer.append(partition, block)
-            self._appended[partition] = self._appended.get(partition, 0) + block.count
+            taken = self._writer.append(partition, block)
+            self._appended[partition] = self._appended.get(partition, 0) + taken
         for partition, schemas in step.schemas.items():
             self._schemas.setdefault(partition, set()).update(schemas)
         self.records += step.records
@@ -319,7 +319,7 @@ class Capture:
         for partition, (start, end) in ranges.items():
             wrote = self._appended[partition]
             if end - start != wrote:
-                raise GapDetected(f"{wrote} records written to {partition}, {end - start} found at {start}..{end}")
+                raise GapDetected(f"{wrote} offsets of {partition} written to, {end - start} found: {start}..{end}")
             # The first range of an incarnation may begin anywhere: orphans of those before it may lie between.
             if self._ends.get(partition, start) != start:
                 raise GapDetected(f"records of {partition} begin at {start} instead of {self._ends[partition]}")

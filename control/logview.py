@@ -19,7 +19,6 @@ from transport.log import Log, LogReader, Partition, Range
 from transport.topics import Topics
 from transport.views import Registered, Tables
 
-_AT_ONCE = 500
 _WAIT_SECONDS = 0.5
 
 
@@ -81,8 +80,10 @@ def records_of(
         view = _View(Tables(reader, topics), is_load=name.startswith(f"{topics.prefix}load."))
         while left != 0:
             try:
-                for offset, key, value in _read(reader, partition, at, end):
-                    at = offset + 1
+                for offset, next_, key, value in _read(reader, partition, at, end):
+                    if follow and value == b"" and next_ == end:
+                        break  # its last pieces are being written
+                    at = next_
                     for line in view.lines(offset, key, value):  # of a load's records each holds many rows
                         yield line
                         left -= 1
@@ -93,24 +94,23 @@ def records_of(
                 if first <= at:
                     raise
                 at = first  # trimmed while we read
-            if at < end:
                 continue
             if not follow:
                 return
-            reader.wait({partition: at}, _WAIT_SECONDS)
+            reader.wait({partition: end}, _WAIT_SECONDS)
             end = log.offsets(partition).end
 
 
 def _read(
     reader: LogReader, partition: Partition, at: int, end: int
-) -> Iterator[tuple[int, bytes | None, bytes | None]]:
+) -> Iterator[tuple[int, int, bytes | None, bytes | None]]:
+    """Yield records, each with its first offset and the one behind its last."""
     if at >= end:
         return
-    stop = min(end, at + _AT_ONCE)
-    for block in reader.read(partition, Range(at, stop)):
+    for block in reader.read(partition, Range(at, end)):
         for key, value in unpack(block.data):
-            yield at, key, value
-            at += 1
+            yield at, at + 1 + block.more, key, value
+            at += 1 + block.more
 
 
 class _View:
@@ -120,6 +120,9 @@ class _View:
     def lines(self, offset: int, key: bytes | None, value: bytes | None) -> Iterator[Line]:
         if value is None:
             yield Line(f"{offset:>10} (deleted)", {"offset": offset, "value": None})
+            return
+        if value == b"":
+            yield Line(f"{offset:>10} (pieces of a record that is not whole)", {"offset": offset, "value": ""})
             return
         try:
             schema_id = schema_id_of(value)

@@ -613,8 +613,7 @@ class SnapshotWorker:
                     break
                 assert isinstance(batch, Rows)
                 value, number = batch
-                writer.append(reading.partition, Block(1, pack(((None, value),))))
-                reading.records += 1
+                reading.records += writer.append(reading.partition, Block(1, pack(((None, value),))))
                 reading.number += number
                 reading.size += len(value)
                 size += len(value)

@@ -44,6 +44,13 @@ class Block:
 
     count: int
     data: bytes
+    more: int = 0
+    """Offsets beyond the one that a record takes: those of the other pieces of a large one, which is alone here."""
+
+    @property
+    def offsets(self) -> int:
+        """How many offsets the records take in the log."""
+        return self.count + self.more
 
 
 class Topic(NamedTuple):
@@ -68,8 +75,9 @@ class LogWriter(Protocol):
     or is at its disk budget for longer than that; `IntegrityError` if its records are not where they must be.
     """
 
-    def append(self, partition: Partition, block: Block) -> None:
-        """Take a block. It may be visible to readers before it is durable, and becomes durable with `flush`."""
+    def append(self, partition: Partition, block: Block) -> int:
+        """Take a block, and return how many offsets its records take: one each, more where the log can keep a large
+        one only in pieces. It may be visible to readers before it is durable, and becomes durable with `flush`."""
 
     def flush(self) -> dict[Partition, Range]:
         """Return, once everything appended since the last flush is durable, the range of each partition: without a
@@ -83,7 +91,8 @@ class LogWriter(Protocol):
         durable in one step. The ranges of `flush`es since the last seal are included, joined."""
 
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
-        """Append one record and return its offset once it is durable. `seal` with nothing to seal."""
+        """Append one record and return its offset once it is durable. `seal` with nothing to seal. A record that is
+        put, or seals, is never kept in pieces."""
 
     def put_all(self, partition: Partition, values: Sequence[bytes]) -> None:
         """Append a record for each value, in order, and return when all are durable; others' may stand between."""
@@ -106,8 +115,9 @@ class LogReader(Protocol):
 
     def read(self, partition: Partition, wanted: Range) -> Iterator[Block]:
         """Yield the records of exactly this range as blocks of bounded size (about 1 MB, more only for one large
-        record). Raises `GapDetected` if records are missing, `LogRewound` if the range is not within the log,
-        `LogUnavailable` if the log stops answering."""
+        record). Pieces of which the others are not in the range, or were never written, come as one record with an
+        empty value, which no decoder takes. Raises `GapDetected` if records are missing, `LogRewound` if the range is
+        not within the log, `LogUnavailable` if the log stops answering."""
 
 
 class Membership(Protocol):

@@ -147,7 +147,7 @@ class _MemoryWriter:
         self._flushed: dict[Partition, Range] = {}  # since the last seal
         self._ends: dict[Partition, int] = {}
 
-    def append(self, partition: Partition, block: Block) -> None:
+    def append(self, partition: Partition, block: Block) -> int:
         with self._alive():
             records = unpack(block.data)
             if len(records) != block.count:
@@ -157,6 +157,7 @@ class _MemoryWriter:
             else:
                 self._log._sequence(partition)
                 self._pending.append((partition, records))
+            return block.count
 
     def flush(self) -> dict[Partition, Range]:
         with self._alive():

@@ -242,9 +242,7 @@ def test_blocks_that_are_read_are_of_bounded_size(subject: Subject) -> None:
 def test_a_large_value_travels_whole(subject: Subject) -> None:
     value = os.urandom(70 << 20)
     with subject.open().writer("changes") as writer, subject.open().reader() as reader:
-        writer.append(subject.changes, block(b"before"))
-        writer.append(subject.changes, block(value))
-        writer.append(subject.changes, block(b"after"))
+        took = writer.append(subject.changes, block(b"before", value, b"after"))
         told: list[Range] = []
 
         def make(ranges: dict[Partition, Range]) -> bytes:
@@ -252,8 +250,9 @@ def test_a_large_value_travels_whole(subject: Subject) -> None:
             return b"frontier"
 
         writer.seal(subject.names.frontier, make)
-        assert told == [Range(0, 3)]
-        assert values(reader, subject.changes, Range(0, 3)) == [b"before", value, b"after"]
+        assert told == [Range(0, took)]
+        assert sum(found.offsets for found in reader.read(subject.changes, told[0])) == took
+        assert values(reader, subject.changes, told[0]) == [b"before", value, b"after"]
 
 
 @pytest.mark.slow

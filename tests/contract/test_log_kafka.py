@@ -15,10 +15,12 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from codec.frames import pack, unpack
 from control.servers.kafka import KafkaServer
-from schemas.errors import GapDetected, IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
+from schemas.errors import GapDetected, IntegrityError, LogRewound, LogUnavailable, ReplicationError
 from tests import servers
 from transport.kafka import KafkaLog
+from transport.kafka import writer as kafka_writer
 from transport.kafka.cluster import Cluster
+from transport.kafka.pieces import PIECE_BYTES, Outgoing, bundles
 from transport.kafka.reader import KafkaReader
 from transport.kafka.writer import KafkaWriter, Run
 from transport.log import WORK_PARTITIONS, Block, Partition, Range, Topic
@@ -57,7 +59,7 @@ def test_a_record_of_another_writer_inside_a_range_is_found(
         writer.append(table(names), row())
         writer.append(table(names), row())  # the first is sent, the second held back
         assert isinstance(writer, KafkaWriter)
-        writer._drain(writer._producer)
+        writer._drain()
         foreign.produce(table(names).topic, b"foreign")
         assert foreign.flush(PATIENCE) == 0
         with pytest.raises(IntegrityError):
@@ -189,28 +191,69 @@ def test_a_record_that_the_broker_refuses_ends_the_writer(kafka_broker: servers.
     assert log.offsets(names.frontier) == Range(0, 0)
 
 
-def test_a_record_that_no_broker_would_take_is_refused_by_name(log: KafkaLog, names: Topics) -> None:
-    value = bytes(110 << 20)
-    with log.writer("changes") as writer, pytest.raises(ValueUnsupported) as caught:
-        writer.append(table(names), row(value))
-        writer.flush()
-    assert "socket.request.max.bytes" in caught.value.remedy
-
-
 @pytest.mark.slow
-def test_256_million_bytes_travel_if_the_broker_takes_such_requests(
-    make_kafka: Callable[..., KafkaServer], names: Topics
-) -> None:
-    broker = make_kafka(heap="2g", settings={"socket.request.max.bytes": 400 << 20})
-    log = KafkaLog(broker.bootstrap, names.prefix[:-1], deadline_s=PATIENCE)
-    log.create_topics([Topic(table(names).topic)])
+def test_256_million_bytes_travel_through_a_broker_of_defaults(log: KafkaLog, names: Topics) -> None:
     value = os.urandom(256_000_000)
     with log.writer("changes") as writer, log.reader() as reader:
-        for part in (b"before", value, b"after"):
-            writer.append(table(names), row(part))
-        assert writer.flush()[table(names)] == Range(0, 3)
-        found = [v for b in reader.read(table(names), Range(0, 3)) for _, v in unpack(b.data)]
-        assert found == [b"before", value, b"after"]
+        took = [writer.append(table(names), row(part)) for part in (b"before", value, b"after")]
+        assert took == [1, 62, 1]
+        span = writer.flush()[table(names)]
+        assert span == Range(0, 64)
+        blocks = list(reader.read(table(names), span))
+        assert sum(block.offsets for block in blocks) == 64
+        assert [v for b in blocks for _, v in unpack(b.data)] == [b"before", value, b"after"]
+
+
+def test_others_see_pieces_with_a_header_that_tells_which(
+    log: KafkaLog, names: Topics, kafka_broker: servers.Kafka
+) -> None:
+    value = os.urandom(PIECE_BYTES * 2 + 1)
+    with log.writer("changes") as writer:
+        writer.append(table(names), row(b"small"))
+        writer.append(table(names), row(value))
+        writer.flush()
+    consumer = Consumer({"bootstrap.servers": kafka_broker.bootstrap, "group.id": "others"})
+    consumer.assign([TopicPartition(table(names).topic, 0, 0)])
+    found = consumer.consume(4, PATIENCE)
+    consumer.close()
+    assert found[0].headers() is None
+    told = [dict(piece.headers() or [])["penstock.piece"].decode().split("/") for piece in found[1:]]  # type: ignore[union-attr]
+    assert [(number, of) for _, number, of in told] == [("1", "3"), ("2", "3"), ("3", "3")]
+    assert len({record for record, _, _ in told}) == 1
+    assert {piece.key() for piece in found[1:]} == {b"key"}
+    assert b"".join(piece.value() or b"" for piece in found[1:]) == value
+
+
+def test_a_writer_that_dies_amid_pieces_leaves_no_record(
+    log: KafkaLog, names: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where, value = table(names), os.urandom(PIECE_BYTES * 4)
+    with log.writer("changes") as writer:
+
+        def dying(records: list[tuple[bytes | None, bytes | None]], size: int) -> Iterator[tuple[list[Outgoing], int]]:
+            for number, bundle in enumerate(bundles(records, size)):
+                if number == 3:  # two are sent, the third is held back
+                    assert isinstance(writer, KafkaWriter)
+                    writer._drain()
+                    raise ZeroDivisionError
+                yield bundle
+
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(kafka_writer, "bundles", dying)
+            writer.append(where, row(value))
+    with log.writer("changes") as writer, log.reader() as reader:
+        writer.append(where, row(value))
+        writer.append(where, row())
+        assert writer.flush()[where] == Range(2, 7)
+
+        def read(start: int, end: int) -> list[tuple[int, bytes | None]]:
+            blocks = reader.read(where, Range(start, end))
+            return [(block.offsets, v) for block in blocks for _, v in unpack(block.data)]
+
+        assert read(2, 7) == [(4, value), (1, b"value")]
+        assert read(0, 6) == [(2, b""), (4, value)]
+        assert read(3, 7) == [(3, b""), (1, b"value")]
+        assert read(2, 5) == [(3, b"")]
 
 
 def test_nobody_answers_at_a_wrong_address(names: Topics) -> None:
@@ -325,7 +368,7 @@ def test_a_step_larger_than_the_queue_is_sent_in_order(
     """`BufferError` says that the record was not queued: it must be sent again, and none twice."""
     values = [b"%06d" % n + bytes(3000) for n in range(3000)]
     make = KafkaWriter._make
-    monkeypatch.setattr(KafkaWriter, "_make", lambda self, largest, queued: make(self, largest, 2048))
+    monkeypatch.setattr(KafkaWriter, "_make", lambda self, queued: make(self, 2048))
     with log.writer("changes") as writer, log.reader() as reader:
         writer.append(table(names), Block(len(values), pack([(None, value) for value in values])))
         assert writer.flush()[table(names)] == Range(0, len(values))

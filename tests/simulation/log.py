@@ -89,13 +89,13 @@ class _Writer:
     def __init__(self, writer: LogWriter, shared: Shared, call: Call) -> None:
         self._writer, self._shared, self._call, self._dead = writer, shared, call, False
 
-    def append(self, partition: Partition, block: Block) -> None:
-        def take() -> None:
+    def append(self, partition: Partition, block: Block) -> int:
+        def take() -> int:
             if self._shared.full:
                 raise LogUnavailable("the log has taken all that it may take")
-            self._writer.append(partition, block)
+            return self._writer.append(partition, block)
 
-        self._do(f"append {block.count} to {partition.topic}", take)
+        return self._do(f"append {block.count} to {partition.topic}", take)
 
     def flush(self) -> dict[Partition, Range]:
         return self._do("flush", self._writer.flush)

@@ -134,11 +134,11 @@ def frontier_before_its_records() -> None:
     append = log._Writer.append
     waiting: defaultdict[Any, list[tuple[Partition, Block]]] = defaultdict(list)
 
-    def keep(self: _Any, partition: Partition, block: Block) -> None:
+    def keep(self: _Any, partition: Partition, block: Block) -> int:
         if ".changes." in partition.topic:
             waiting[self].append((partition, block))
-        else:
-            append(self, partition, block)
+            return block.count
+        return append(self, partition, block)
 
     def seal(self: _Any, partition: Partition, make: _Any, key: bytes | None = None) -> int:
         memory: MemoryLog = self._writer._log

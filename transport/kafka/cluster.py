@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -22,9 +21,7 @@ from schemas.errors import LogRewound, LogUnavailable
 from transport.kafka.errors import MOVING, Faults, code_of, failure
 from transport.log import Partition, Range
 
-LARGE_BYTES = 8 << 20  # records larger than this go through a producer of their own
-_REQUEST_BYTES = 100 << 20  # Kafka's own default of socket.request.max.bytes
-_LARGEST_BYTES = 255 << 20  # tried; at 2^28 Kafka 4.3 throws an error of its own and never answers
+MESSAGE_BYTES = 8 << 20  # that our topics take: twice a piece, and what hosted brokers allow at most
 TOPICS_A_CALL = 500
 EARLIEST, LATEST = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _LOGGER = logging.getLogger("penstock.kafka")
@@ -122,17 +119,6 @@ class Cluster:
             if time.monotonic() >= deadline:
                 raise LogUnavailable(f"Kafka: {complaint}")
             time.sleep(0.02)
-
-    def largest(self) -> int:
-        """How many bytes one record may have: a broker cuts the connection of a request larger than its limit, which
-        looks like one that is down, so it is asked first."""
-        limit = _REQUEST_BYTES
-        with contextlib.suppress(KafkaException):  # not allowed to look: take Kafka's default
-            metadata = self.metadata()
-            brokers = [ConfigResource("broker", str(n)) for n in metadata.brokers]
-            told = [int(c.get("socket.request.max.bytes") or limit) for c in self.configs(brokers)]
-            limit = min(told, default=limit)
-        return min(limit - (1 << 16), _LARGEST_BYTES)
 
     @contextmanager
     def translated(self, what: str) -> Iterator[None]:

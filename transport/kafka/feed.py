@@ -6,7 +6,6 @@ import bisect
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
@@ -14,21 +13,12 @@ from codec.frames import cut, pack, unpack
 from schemas.errors import LogRewound, LogUnavailable
 from transport.kafka.cluster import Cluster
 from transport.kafka.errors import ABSENT, DENIED, Faults, failure, name_of
-from transport.log import Block, Partition, Record
+from transport.kafka.pieces import Pair, Piece, Stretch, piece_of
+from transport.log import Partition, Record
 
 BLOCK_BYTES = 1 << 20
 _WINDOW_BYTES = 32 << 20  # fetched records that a consumer's windows hold together
 UNUSED_S = 1.0  # after which a partition is taken away from the data consumer
-
-Pair = tuple[bytes | None, bytes | None]
-
-
-class Stretch(NamedTuple):
-    """Records `[start, end)` of a partition, framed as a `Block` is."""
-
-    start: int
-    end: int
-    data: bytes
 
 
 @dataclass(slots=True)
@@ -46,12 +36,12 @@ class Window:
     end: int = -1  # where the broker last had no more
     error: KafkaError | None = None
 
-    def add(self, start: int, pairs: list[Pair]) -> int:
-        """Take records, key and value, that stand one after the other, and return how many bytes they are."""
+    def add(self, start: int, pairs: list[Pair], piece: Piece | None = None) -> int:
+        """Take records, key and value, that stand one after the other, or one piece; return how many bytes they are."""
         added = 0
         for some in _bounded(pairs):
             data = pack(some)
-            self.stretches.append(Stretch(start, start + len(some), data))
+            self.stretches.append(Stretch(start, start + len(some), data, piece))
             start += len(some)
             added += len(data)
         self.at = start
@@ -72,16 +62,16 @@ class Window:
                 break
         return found
 
-    def take(self, start: int, end: int) -> Block | None:
+    def take(self, start: int, end: int) -> Stretch | None:
         """Return some of the records at and after `start`, up to `end` at most; None if that is not there."""
         first = self._first(start)
         if first == len(self.stretches) or self.stretches[first].start > start:
             return None
         stretch = self.stretches[first]
-        count = min(stretch.end, end) - start
-        if count == stretch.end - stretch.start:
-            return Block(count, stretch.data)
-        return Block(count, cut(stretch.data, start - stretch.start, count))
+        until = min(stretch.end, end)
+        if (start, until) == (stretch.start, stretch.end):
+            return stretch
+        return Stretch(start, until, cut(stretch.data, start - stretch.start, until - start))
 
     def forget(self, below: int) -> int:
         """Drop what is wholly before an offset and return how many bytes that frees."""
@@ -185,7 +175,8 @@ class Feed:
         next_ = -1
         for message in (first, *self._consumer.consume(1000, 0)):
             here, offset, error = (message.topic(), message.partition()), message.offset(), message.error()
-            if offset != next_ or here != place or error is not None:
+            piece = piece_of(message)
+            if offset != next_ or here != place or error is not None or piece is not None:
                 self._keep(window, next_ - len(pairs), pairs)
                 pairs, place = [], here
                 window = self._windows.get(here)  # type: ignore[arg-type]
@@ -194,6 +185,9 @@ class Feed:
             elif window is not None and offset is not None and offset >= window.at:
                 pairs.append((message.key(), message.value()))
                 next_ = offset + 1
+                if piece is not None:
+                    self._keep(window, offset, pairs, piece)
+                    pairs = []
         self._keep(window, next_ - len(pairs), pairs)
         return True
 
@@ -224,9 +218,9 @@ class Feed:
     def close(self) -> None:
         self._consumer.close()
 
-    def _keep(self, window: Window | None, start: int, pairs: list[Pair]) -> None:
+    def _keep(self, window: Window | None, start: int, pairs: list[Pair], piece: Piece | None = None) -> None:
         if window is not None and pairs:
-            self._size += window.add(start, pairs)
+            self._size += window.add(start, pairs, piece)
 
     def _note(self, error: KafkaError, window: Window | None, offset: int | None) -> None:
         if error.fatal():

@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPa
 from confluent_kafka.admin import NewTopic  # type: ignore[attr-defined]
 
 from schemas.errors import ReplicationError
-from transport.kafka.cluster import LATEST, TOPICS_A_CALL, Cluster
+from transport.kafka.cluster import LATEST, MESSAGE_BYTES, TOPICS_A_CALL, Cluster
 from transport.kafka.errors import ABSENT, code_of, name_of
 from transport.kafka.membership import KafkaMembership
 from transport.kafka.problems import problems_of
@@ -21,7 +21,6 @@ from transport.kafka.writer import KafkaWriter
 from transport.log import Partition, Range, Topic, Usage
 from transport.topics import Topics
 
-_TOPIC_BYTES = 300 << 20  # what our topics allow
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -151,7 +150,7 @@ class KafkaLog:
             "retention.bytes": "-1",
             "cleanup.policy": "delete",
             "segment.bytes": str(512 << 20),  # no batch may be larger than a segment
-            "max.message.bytes": str(_TOPIC_BYTES),
+            "max.message.bytes": str(MESSAGE_BYTES),
             "min.insync.replicas": str(max(1, copies - 1)),
             "unclean.leader.election.enable": "false",
         }

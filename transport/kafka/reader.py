@@ -9,6 +9,7 @@ from schemas.errors import GapDetected, LogRewound
 from transport.kafka.cluster import Cluster
 from transport.kafka.errors import name_of
 from transport.kafka.feed import BLOCK_BYTES, UNUSED_S, Feed, Window
+from transport.kafka.pieces import Stretch, joined
 from transport.log import Block, Partition, Range, Record
 
 _ASK_SECONDS = 5.0  # that nothing has come is believed so long: a request to a broker costs it a millisecond
@@ -75,30 +76,38 @@ class KafkaReader:
 
     def read(self, partition: Partition, wanted: Range) -> Iterator[Block]:
         with self._cluster.translated(f"read {name_of(partition)}"):
-            at, end = wanted
-            if at >= end:
-                return
-            feed = self._data
-            feed.sweep()
-            parts: list[bytes] = []
-            count = size = 0
-            while at < end:
-                window = feed.place(partition, at)
-                found = window.take(at, end)
-                if found is None:
-                    if window.at > at:
-                        raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
-                    self._await(feed, window, partition, wanted, at)
-                    continue
-                if parts and size + len(found.data) > BLOCK_BYTES:
-                    yield Block(count, b"".join(parts))
-                    parts.clear()
-                    count = size = 0
-                parts.append(found.data)
-                count, size, at = count + found.count, size + len(found.data), at + found.count
-                del found
-                feed.make_room(partition, at)
-            yield Block(count, b"".join(parts))
+            blocks: list[Block] = []
+            size = 0
+            for block in joined(self._stretches(partition, wanted)):
+                if blocks and (block.more or size + len(block.data) > BLOCK_BYTES):
+                    yield _one(blocks)
+                    blocks.clear()
+                    size = 0
+                blocks.append(block)
+                size += BLOCK_BYTES if block.more else len(block.data)
+                del block
+            if blocks:
+                yield _one(blocks)
+
+    def _stretches(self, partition: Partition, wanted: Range) -> Iterator[Stretch]:
+        """Yield what a range holds, in order, and wait for what is still to come."""
+        at, end = wanted
+        if at >= end:
+            return
+        feed = self._data
+        feed.sweep()
+        while at < end:
+            window = feed.place(partition, at)
+            found = window.take(at, end)
+            if found is None:
+                if window.at > at:
+                    raise GapDetected(f"{name_of(partition)} has no record {at}, though {wanted} was promised")
+                self._await(feed, window, partition, wanted, at)
+                continue
+            at = found.end
+            yield found
+            del found
+            feed.make_room(partition, at)
 
     def close(self) -> None:
         for feed in filter(None, (self._front_feed, self._data_feed)):
@@ -151,3 +160,9 @@ class KafkaReader:
         if self._data_feed is None:
             self._data_feed = Feed(self._cluster, self._group, 10)
         return self._data_feed
+
+
+def _one(blocks: list[Block]) -> Block:
+    if len(blocks) == 1:
+        return blocks[0]
+    return Block(sum(block.count for block in blocks), b"".join(block.data for block in blocks))

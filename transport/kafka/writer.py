@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from codec.frames import unpack
-from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ValueUnsupported
-from transport.kafka.cluster import LARGE_BYTES, Cluster
+from schemas.errors import IntegrityError, LogRewound, LogUnavailable
+from transport.kafka.cluster import MESSAGE_BYTES, Cluster
 from transport.kafka.errors import Faults, failure, name_of
+from transport.kafka.pieces import Headers, Outgoing, bundles
 from transport.log import Block, Partition, Range
 
 # A step's records go when it is flushed, in one request a partition: sent as they come, each few of them would be a
@@ -35,7 +36,7 @@ class Run:
     """Records of one partition since the last flush. The last one is held back, as it is sent with a callback."""
 
     count: int = 0
-    held: tuple[bytes | None, bytes | None] | None = None
+    held: Outgoing | None = None
     begun: bool = False
     first: int | None = None
     last: int | None = None
@@ -59,41 +60,44 @@ class Run:
 
 
 class KafkaWriter:
-    """One producer, and another one for records that are larger than its memory should be."""
+    """One producer. What it holds at most is a few batches, whatever the size of a record."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster, self._faults, self._dead = cluster, Faults(), False
-        self._main: Producer | None = self._make(LARGE_BYTES + (1 << 20), 65536)
-        self._large: Producer | None = None
-        self._largest = 0
+        self._live: Producer | None = self._make(65536)
         self._known: set[str] = set()
         self._unmarked = self._marks = 0  # bytes since the last mark, marks that are under way: see `_mark`
         self._runs: dict[Partition, Run] = {}
         self._ends: dict[Partition, int] = {}
         self._ranges: dict[Partition, Range] = {}  # since the last seal
 
-    def append(self, partition: Partition, block: Block) -> None:
+    def append(self, partition: Partition, block: Block) -> int:
         with self._alive(f"append to {name_of(partition)}"):
             self._know(partition)
             records = unpack(block.data)
             if len(records) != block.count:
                 raise IntegrityError(f"a block of {block.count} records holds {len(records)}")
-            if not records:
-                return
-            run = self._runs.setdefault(partition, Run())
-            if run.held is not None:
-                records.insert(0, run.held)
-            run.held = records.pop()
-            run.count += block.count
-            if records and not run.begun:
-                run.begun = True
-                self._produce(partition, *records.pop(0), run.delivered_first)
-            # No callback for the others: it would cost more than sending them does.
-            for key, value in records[:-1]:
-                self._produce(partition, key, value, None)
-            if records:
-                self._produce(partition, *records[-1], self._mark(len(block.data)))
-                self._pace()
+            taken = 0
+            for messages, size in bundles(records, len(block.data)):
+                taken += len(messages)
+                self._add(partition, messages, size)
+            return taken
+
+    def _add(self, partition: Partition, messages: list[Outgoing], size: int) -> None:
+        run = self._runs.setdefault(partition, Run())
+        run.count += len(messages)
+        if run.held is not None:
+            messages.insert(0, run.held)
+        run.held = messages.pop()
+        if messages and not run.begun:
+            run.begun = True
+            self._produce(partition, run.delivered_first, *messages.pop(0))
+        # No callback for the others: it would cost more than sending them does.
+        for message in messages[:-1]:
+            self._produce(partition, None, *message)
+        if messages:
+            self._produce(partition, self._mark(size), *messages[-1])
+            self._pace()
 
     def flush(self) -> dict[Partition, Range]:
         with self._alive("flush to Kafka"):
@@ -117,25 +121,25 @@ class KafkaWriter:
             self._know(partition)
             runs = [Run(1) for _ in values]
             for run, value in zip(runs, values, strict=True):
-                self._produce(partition, None, value, run.delivered_only)
-            self._drain(self._producer)
+                self._produce(partition, run.delivered_only, None, value)
+            self._drain()
             for run in runs:
                 self._check(partition, run, alone=False)
 
     def close(self) -> None:
         # What is still queued belongs to a step that is not finished, or to a writer that is dead: sent later, it
         # could stand in the middle of another writer's range. What is under way is given up with the producer.
-        for producer in filter(None, (self._main, self._large)):
+        if self._live is not None:
             with contextlib.suppress(KafkaException):
-                producer.purge(in_queue=True, in_flight=False)
-        self._main = self._large = None
+                self._live.purge(in_queue=True, in_flight=False)
+        self._live = None
 
     @property
     def _producer(self) -> Producer:
-        assert self._main is not None
-        return self._main
+        assert self._live is not None
+        return self._live
 
-    def _make(self, largest: int, queued_kb: int) -> Producer:
+    def _make(self, queued_kb: int) -> Producer:
         return Producer(
             {
                 "compression.type": "lz4",
@@ -147,7 +151,7 @@ class KafkaWriter:
                     enable_gapless_guarantee=True,
                     linger_ms=_STEP_MS,
                     batch_size=_BATCH_BYTES,
-                    message_max_bytes=largest,
+                    message_max_bytes=MESSAGE_BYTES,
                     queue_buffering_max_kbytes=queued_kb,
                     queue_buffering_max_messages=1_000_000,
                 ),
@@ -176,26 +180,30 @@ class KafkaWriter:
                 raise LogRewound(f"Kafka has no topic {partition.topic}")
 
     def _produce(
-        self, partition: Partition, key: bytes | None, value: bytes | None, delivered: _Delivered | None
+        self,
+        partition: Partition,
+        delivered: _Delivered | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers | None = None,
     ) -> None:
-        size = len(key or b"") + len(value or b"")
-        producer = self._producer if size <= LARGE_BYTES else self._large_producer(partition, size)
+        producer = self._producer
         deadline = 0.0
         while True:
             try:
-                if delivered is None:
+                if delivered is None and headers is None:
                     producer.produce(partition.topic, value, key, partition.number)
                 else:
-                    producer.produce(partition.topic, value, key, partition.number, on_delivery=delivered)
-                break
+                    producer.produce(
+                        partition.topic, value, key, partition.number, on_delivery=delivered, headers=headers
+                    )
+                return
             except BufferError:  # it was not queued
                 deadline = deadline or time.monotonic() + self._cluster.deadline_s
                 if time.monotonic() >= deadline:
                     raise self._silent() from None
                 if producer.poll(0.01):
                     deadline = 0.0
-        if producer is self._large:
-            self._drain(producer)
 
     def _mark(self, size: int) -> _Delivered | None:
         """Return a callback for the last record of a block, when a batch has been handed over since the last one."""
@@ -218,23 +226,10 @@ class KafkaWriter:
             elif time.monotonic() >= deadline:
                 raise self._silent()
 
-    def _large_producer(self, partition: Partition, size: int) -> Producer:
-        """Two producers keep order only if the one is done before the other begins."""
-        if self._large is None:
-            self._largest = self._cluster.largest()
-            self._large = self._make(1_000_000_000, 2_000_000)
-        if size + 1024 > self._largest:
-            raise ValueUnsupported(
-                f"a record of {size} bytes is larger than Kafka takes for {name_of(partition)} ({self._largest} bytes)",
-                remedy="raise socket.request.max.bytes of the brokers, leave the column out, or use the embedded log",
-            )
-        self._drain(self._producer)
-        return self._large
-
-    def _drain(self, producer: Producer) -> None:
+    def _drain(self) -> None:
         deadline = time.monotonic() + self._cluster.deadline_s
         try:
-            while producer.flush(min(1.0, max(0.0, deadline - time.monotonic()))):
+            while self._producer.flush(min(1.0, max(0.0, deadline - time.monotonic()))):
                 if time.monotonic() >= deadline:
                     raise self._silent()
         except (KafkaException, SystemError):
@@ -252,8 +247,8 @@ class KafkaWriter:
     def _flush(self) -> dict[Partition, Range]:
         for partition, run in self._runs.items():
             assert run.held is not None
-            self._produce(partition, *run.held, run.delivered_last if run.begun else run.delivered_only)
-        self._drain(self._producer)
+            self._produce(partition, run.delivered_last if run.begun else run.delivered_only, *run.held)
+        self._drain()
         fresh = {partition: self._check(partition, run) for partition, run in self._runs.items()}
         self._runs.clear()
         self._unmarked = 0
@@ -265,8 +260,8 @@ class KafkaWriter:
     def _put(self, partition: Partition, key: bytes | None, value: bytes | None) -> int:
         self._know(partition)
         run = Run(1)
-        self._produce(partition, key, value, run.delivered_only)
-        self._drain(self._producer)
+        self._produce(partition, run.delivered_only, key, value)
+        self._drain()
         return self._check(partition, run, alone=False).start
 
     def _check(self, partition: Partition, run: Run, alone: bool = True) -> Range:

@@ -29,18 +29,19 @@ class SqliteWriter:
         self._dead = False
         self._unchecked, self._next_check = 0, 0.0
 
-    def append(self, partition: Partition, block: Block) -> None:
+    def append(self, partition: Partition, block: Block) -> int:
         with self._alive("append to the log"):
             tail, number = self._place(partition)
             if count(block.data) != block.count:
                 raise IntegrityError(f"a block of {block.count} records holds {count(block.data)}")
             if not block.count:
-                return
+                return 0
             if tail not in (self._tails.get("control"), self._tails.get("chunks")):
                 self._wait_for_room(len(block.data))
             tail.add(number, block)
             if tail.pending_bytes >= _PENDING_BYTES:
                 tail.write(durable=False)
+            return block.count
 
     def flush(self) -> dict[Partition, Range]:
         with self._alive("flush the log"):

@@ -217,9 +217,9 @@ class _Refusing:
     def __init__(self, writer: LogWriter, log: RefusingLog) -> None:
         self._writer, self._log, self._dead = writer, log, False
 
-    def append(self, partition: Partition, block: Block) -> None:
+    def append(self, partition: Partition, block: Block) -> int:
         self._check(partition)
-        self._writer.append(partition, block)
+        return self._writer.append(partition, block)
 
     def put(self, partition: Partition, value: bytes | None, key: bytes | None = None) -> int:
         self._check(partition)

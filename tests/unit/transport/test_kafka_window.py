@@ -34,9 +34,9 @@ def test_what_is_taken_piece_by_piece_is_all_there_is_up_to_the_first_hole(
             break
         there.append(plain[offset])
     taken: list[bytes | None] = []
-    while block := window.take(start + len(taken), start + length) if len(taken) < length else None:
-        values = [value for _, value in unpack(block.data)]
-        assert 0 < len(values) == block.count
+    while found := window.take(start + len(taken), start + length) if len(taken) < length else None:
+        values = [value for _, value in unpack(found.data)]
+        assert 0 < len(values) == found.end - found.start
         taken += values
     assert taken == there
 
@@ -57,9 +57,9 @@ def test_what_is_kept_in_one_piece_is_no_larger_than_a_block_or_one_record() -> 
     window, sizes = Window(0, 0, 0.0), [BLOCK_BYTES // 3] * 7 + [3 * BLOCK_BYTES, 1]
     window.add(0, [(b"", bytes(size)) for size in sizes])
     counts, at = [], 0
-    while block := window.take(at, len(sizes)):
-        counts.append(block.count)
-        at += block.count
+    while found := window.take(at, len(sizes)):
+        counts.append(found.end - found.start)
+        at = found.end
     assert counts == [3, 3, 1, 1, 1]
     assert [len(record.value or b"") for record in window.records(0, 100)] == sizes
 
