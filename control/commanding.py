@@ -72,9 +72,12 @@ class Commander:
                 remedy="`penstock run` begins; what is not to be copied is excluded in its `tables` (`!schema.table`)",
             )
         there = sorted({table for _, _, tables, _ in self._collector.progress() for table in tables})
+        present = {table: self._collector.name_of(table) for table in there}
         found: dict[TableId, None] = {}
         for pattern in patterns:
-            fitting = [table for table in there if str(table) == pattern or fnmatchcase(str(table), pattern)]
+            # By what `status` lists it; only else by another name that the source has given it since.
+            fitting = [table for table in there if _fits(table, pattern)]
+            fitting = fitting or [table for table in there if _fits(present[table], pattern)]
             if not fitting:
                 where = f" that target {self._target} has" if self._target else ""
                 raise ConfigInvalid(
@@ -132,6 +135,10 @@ class Commander:
             f"{self._kind.value} is asked for, but not carried out yet: " + "; ".join(_late(late, unreached)),
             remedy="it is carried out as soon as the pipeline runs there: `penstock run`, or `penstock apply`",
         )
+
+
+def _fits(table: TableId, pattern: str) -> bool:
+    return str(table) == pattern or fnmatchcase(str(table), pattern)
 
 
 def _late(answers: Sequence[Answer], unreached: dict[str, str]) -> Iterator[str]:

@@ -48,6 +48,7 @@ class TableStatus:
     error: str = ""
     remedy: str = ""
     dead_letters: int = 0
+    renamed: str = ""  # how the source calls it, if not any more by that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,13 @@ class Collector:
     def _choose(self, setup: Setup) -> None:
         """Read which tables the pipeline has now."""
         self._chunks.refresh()
+        self._tables.refresh()
         self._chosen = [self._tables.by_schema(schema_id) for schema_id in self._chunks.tables_of(setup)]
+
+    def name_of(self, table: TableId) -> TableId:
+        """How the source calls a table of the pipeline now, as far as capture has come."""
+        version = self._tables.latest(table)
+        return version.name if version else table
 
     def progress(self) -> list[tuple[TargetSettings, str, dict[TableId, TableProgress], dict[int, Progress]]]:
         """Return what each target says: its error if it can't be asked, its tables, its groups."""
@@ -325,6 +332,7 @@ class Collector:
                     progress.error,
                     progress.remedy,
                     letters.get(progress.table, 0),
+                    str(name) if (name := self.name_of(progress.table)) != progress.table else "",
                 )
             )
         used = {progress.group for progress in tables.values()}

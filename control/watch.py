@@ -332,7 +332,7 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
             rate = rates.of(target.name, row.table, status.at, row.rows_loaded + row.changes_applied)
             style = _STYLES.get(row.state, "yellow")
             grid.add_row(
-                row.table,
+                f"{row.table} (now {row.renamed})" if row.renamed else row.table,
                 Text(row.state, style=style),
                 f"{row.rows_loaded:,}",
                 f"{row.rows_estimated:,}",

@@ -116,6 +116,7 @@ class _Named(BaseModel):
     """Of a table in JSON only what it is called."""
 
     id: TableId
+    renamed: TableId | None = None
 
 
 class Registered:
@@ -127,7 +128,8 @@ class Registered:
     def __init__(self, schema_id: int, entry: TableRegistered) -> None:
         self.schema_id = schema_id
         self.changes = Partition(entry.topic, entry.partition)
-        self.id = _Named.model_validate_json(entry.table).id
+        named = _Named.model_validate_json(entry.table)
+        self.id, self.name = named.id, named.renamed or named.id
         self._text = entry.table
 
     @cached_property
