@@ -618,6 +618,8 @@ class Apply:
         one behind it than before."""
         last: dict[TableId, Registered] = {}
         for version, _, _ in self._records(portion):
+            if (left_out := version.left_out) is not None:
+                raise TableRefused(version.id, SchemaUnsupported(left_out.cause, remedy=left_out.remedy))
             before = last.get(version.id) or self._target_version(self._known[version.id])
             if version.schema_id != before.schema_id and self._policy(version.id).ddl is Ddl.APPLY:
                 self._target.get_ready(version)

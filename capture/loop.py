@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from capture.source import Source, Step, source_factory
 from capture.tables import TableVersions
+from codec.frames import unpack
 from schemas.errors import (
     GapDetected,
     LogRewound,
@@ -32,11 +33,12 @@ from schemas.errors import (
     ReplicationError,
     SourceUnavailable,
     Superseded,
+    TransientError,
 )
 from schemas.frontier import NO_COMMIT, Claim, Frontier, Setup, TopicRange
 from schemas.pipeline import Pipeline
-from schemas.record import decode_control, encode_control
-from transport.log import Log, LogReader, LogWriter, Partition, Range
+from schemas.record import decode_control, encode_control, schema_id_of
+from transport.log import Log, LogReader, LogWriter, Partition, Range, RecordTooLarge
 from transport.topics import Topics
 from transport.views import Frontiers, read_setup
 
@@ -215,7 +217,11 @@ class Capture:
         step, self._ready = self._ready, None
         if step is None:
             step = self._source.poll(0)
-        worked = step is not None and self._take(step)
+        try:
+            worked = step is not None and self._take(step)
+        except RecordTooLarge as error:
+            assert step is not None
+            raise self._left_out(step, error) from error
         if self._later is not None and self._until_empty() <= 0:
             assert self._later.position is not None
             self._seal(self._later, self._later.position)
@@ -252,6 +258,13 @@ class Capture:
             self.behind = max(0, step.end - step.position)
             return False
         return True
+
+    def _left_out(self, step: Step, error: RecordTooLarge) -> TransientError:
+        """Have the table left out that the record belongs to which the log does not take: the largest of its partition,
+        which other tables may share. Nothing of the step counts; it is read once more without the table."""
+        values = (value for _, value in unpack(step.blocks[error.partition].data) if value is not None)
+        self._source.leave_out(schema_id_of(max(values, key=len)), error)
+        return TransientError(f"{error}: beginning again without its table")
 
     def _seal(self, step: Step, position: int) -> None:
         if position <= self.position:

@@ -34,6 +34,7 @@ from schemas.errors import (
     LOAD_AGAIN,
     LogRewound,
     PositionLost,
+    PrerequisiteMissing,
     ReplicationError,
     SchemaUnsupported,
     SourceUnavailable,
@@ -78,6 +79,9 @@ QUIET_SECONDS = 0.001
 SILENCE_SECONDS = 60.0
 """After half of it without a word the server is asked for one, and after all of it the connection is given up: what
 stands between us may have lost it and keep our side open. PostgreSQL's own subscribers wait as long."""
+
+CARRY_SECONDS = 0.5
+"""How often it is looked whether somebody has asked for a table that is left out."""
 
 STATUS_SECONDS = 1.0
 """How often the server hears of us while nothing is confirmed."""
@@ -168,6 +172,8 @@ class PostgresSource:
         self._decoder = ChangeDecoder(epoch, reference)
         self._partitions: list[Partition] = []
         self._bound: dict[int, tuple[TableId, Relation]] = {}
+        self._left_out = {table.id for table in self._relations.left_out()}
+        self._looked = 0.0  # when it was looked whether one of these is to be carried again
         self._position = self._passed = self._confirmed = after
         stream.nonblocking = 1
         self._arrival.register(stream.socket, select.POLLIN)
@@ -233,8 +239,9 @@ class PostgresSource:
             while True:
                 dry = self._drain()
                 now = clock()
-                if self._definitions.found and not self._open:
+                if not self._open:
                     self._define()
+                    self._carry_again(now)
                 step = self._due(now, dry)
                 if step is not None:
                     return step
@@ -286,7 +293,7 @@ class PostgresSource:
         except psycopg.Error as error:
             raise self._ended(error) from error
         except ValueUnsupported as error:
-            raise self._unsupported(error, bytes(data[25:30] if data is not None else b"")) from error
+            self._leave_out_row(error, bytes(data[25:30] if data is not None else b""))
         if room < SLICE_BYTES:
             self._heard = self._clock()
             if self._gathered == 0:
@@ -361,8 +368,14 @@ class PostgresSource:
     # ------------------------------------------------------------------------------------------------- relations
 
     def _bind(self, relation: Relation) -> None:
-        with translated("source", f"looking up {relation.schema}.{relation.name}"):
-            version = self._relations.version(self._catalogue(), relation, self._decoder.xid)
+        try:
+            with translated("source", f"looking up {relation.schema}.{relation.name}"):
+                version = self._relations.version(self._catalogue(), relation, self._decoder.xid)
+        except SchemaUnsupported as error:
+            id = self._relations.owner(relation.oid)
+            if id is None:
+                raise
+            version = self._leave_out(id, error)
         if version is None:
             self._bound.pop(relation.oid, None)
             self._decoder.ignore(relation.oid)
@@ -370,7 +383,11 @@ class PostgresSource:
         if self._bound.get(relation.oid, (None, relation))[1][:3] != relation[:3]:
             self._definitions.look_soon()  # who has another name may have got it from another table
         self._bound[relation.oid] = version.id, relation
-        self._decoder.bind(relation.oid, version.layout, self._slot(version))
+        if version.left_out is None:
+            self._decoder.bind(relation.oid, version.layout, self._slot(version))
+        else:
+            self._left_out.add(version.id)
+            self._decoder.leave_out(relation.oid, version.layout, self._slot(version))
 
     def _slot(self, version: Registered) -> int:
         if version.changes not in self._partitions:
@@ -382,11 +399,16 @@ class PostgresSource:
         reached = max(self._decoder.position, self._passed)
         while self._definitions.found and self._definitions.found[0].position <= reached:
             found = self._definitions.found.popleft()
+            if found.id in self._left_out:
+                continue
             if self._relations.described(found.id) != found.described:
                 self._definitions.forget(found.id)  # the rows that have come since may know better
                 continue
-            with translated("source", f"looking up {found.id}"):
-                version = self._relations.define(self._catalogue(), found)
+            try:
+                with translated("source", f"looking up {found.id}"):
+                    version = self._relations.define(self._catalogue(), found)
+            except SchemaUnsupported as error:
+                version = self._leave_out(found.id, error)
             if version is not None:
                 self._append(version)
 
@@ -406,12 +428,68 @@ class PostgresSource:
             if oid in self._bound:
                 tables.setdefault(self._bound[oid][0], []).append(oid)
         for id, leaves in tables.items():
+            if id in self._left_out:
+                self._decoder.append_truncate(leaves[0])
+                continue
             with translated("source", f"looking up {id}"):
                 whole = self._relations.whole(self._catalogue(), id, leaves, self._decoder.xid)
             if whole:
                 self._decoder.append_truncate(leaves[0])
             else:
                 self._append(self._relations.emptied(id, leaves))
+
+    # --------------------------------------------------------------------------------------- what can't be carried
+
+    def leave_out(self, schema_id: int, cause: ReplicationError) -> None:
+        """See `Source.leave_out`."""
+        self._tables.leave_out(self._tables.by_schema(schema_id), cause)
+
+    def _leave_out(self, id: TableId, cause: ReplicationError) -> Registered:
+        """Carry no more rows of a table: in each transaction to come a record of the version that is returned stands
+        for them."""
+        version = self._tables.leave_out(id, cause)
+        self._left_out.add(id)
+        slot = self._slot(version)
+        for oid, (owner, _) in self._bound.items():
+            if owner == id:
+                self._decoder.leave_out(oid, version.layout, slot)
+        return version
+
+    def _leave_out_row(self, error: ValueUnsupported, change: bytes) -> None:
+        """Leave the table of a row out that has no form in the log: without it the table would never be right."""
+        id, relation = self._bound[int.from_bytes(change[1:], "big")]
+        text = str(error)
+        found = re.match(r"column (\d+): (.*)", text, re.DOTALL)
+        if found is not None and int(found[1]) < len(relation.columns):
+            text = f"{relation.columns[int(found[1])].name}: {found[2]}"
+        cause = SchemaUnsupported(
+            f"{id}.{text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
+            remedy="correct the value",
+        )
+        self._append(self._leave_out(id, cause))
+
+    def _carry_again(self, now: float) -> None:
+        """Carry tables again that somebody has asked to load anew, as the catalogue has them."""
+        if not self._left_out or now - self._looked < CARRY_SECONDS:
+            return
+        self._looked = now
+        for id in [id for id in self._left_out if self._tables.is_asked_for(id)]:
+            try:
+                with translated("source", f"looking up {id}"):
+                    control = self._catalogue()
+                    publications_fit(control, self._setup, [t for t in self._relations.left_out() if t.id == id])
+                    version = self._relations.carry(control, id, self._decoder.max_xid)
+            except (PrerequisiteMissing, SchemaUnsupported) as error:
+                self._leave_out(id, error)
+                continue
+            if version is None:
+                continue
+            self._left_out.remove(id)
+            for owner, relation in list(self._bound.values()):
+                if owner == id:
+                    self._bind(relation)
+            if version.table.dropped:
+                self._append(version)
 
     def _catalogue(self) -> psycopg.Connection:
         """Return the ordinary connection, made again if it was lost while nobody needed it."""
@@ -493,21 +571,6 @@ class PostgresSource:
         return SchemaUnsupported(
             f"{meaning}; it is {of}{f', at {found[1]}' if found else ''}",
             remedy=f"keep such values out of the table, or leave it out of the pipeline; then {LOAD_AGAIN}",
-        )
-
-    def _unsupported(self, error: ValueUnsupported, change: bytes) -> SchemaUnsupported:
-        """Say of which table and column a value has no form in the log.
-
-        A person's business, not the row's alone: without its row the table on the targets would never be right.
-        """
-        id, relation = self._bound.get(int.from_bytes(change[1:], "big"), (None, None))
-        text = str(error)
-        found = re.match(r"column (\d+): (.*)", text, re.DOTALL)
-        if relation is not None and found is not None and int(found[1]) < len(relation.columns):
-            text = f"{relation.columns[int(found[1])].name}: {found[2]}"
-        return SchemaUnsupported(
-            f"{id or 'a table'}.{text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
-            remedy=f"correct the value, or leave the table out; then {LOAD_AGAIN}",
         )
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ def matches(table: Table, relation: Relation, planned: Identity) -> bool:
 
     Of a table that is published without updates and deletes (`planned` is nothing) the key does not matter.
     """
-    if table.dropped or len(table.columns) != len(relation.columns):
+    if table.dropped or table.left_out is not None or len(table.columns) != len(relation.columns):
         return False
     name = TableId(relation.schema, relation.name)
     if not any(leaf.oid == relation.oid and leaf.id == name for leaf in table.leaves):
@@ -110,11 +110,19 @@ class Relations:
         self._read()
 
     def planned(self) -> list[Table]:
-        """Return the latest version of every table that there is, with the identity that it was published by."""
+        """Return the latest version of every table that there is, and is not left out, with the identity that it was
+        published by."""
         latest = [self._tables.of(id)[-1].table for id in self._tables.names()]
         return [
-            table.model_copy(update={"identity": self.published(table.id)}) for table in latest if not table.dropped
+            table.model_copy(update={"identity": self.published(table.id)})
+            for table in latest
+            if not table.dropped and table.left_out is None
         ]
+
+    def left_out(self) -> list[Table]:
+        """Return the latest version of every table whose rows are not carried."""
+        latest = [self._tables.of(id)[-1] for id in self._tables.names()]
+        return [version.table for version in latest if version.left_out is not None]
 
     def watched(self) -> Mapping[TableId, Watched]:
         """Return the tables whose definitions are to be looked at."""
@@ -124,13 +132,40 @@ class Relations:
         """Return what the publication that a table is in tells of its old rows."""
         return self._tables.of(table)[0].table.identity
 
+    def owner(self, oid: int) -> TableId | None:
+        """Return which table a relation belongs to, if that is known."""
+        return self._owners.get(oid)
+
+    def carry(self, connection: psycopg.Connection, id: TableId, max_xid: int) -> Registered | None:
+        """Return the version of a table, as the catalogue has it, that is carried again from here on; None if that
+        can't be read now. `max_xid` is the largest of what the stream has brought. Raises `SchemaUnsupported` if it is
+        none that can be carried."""
+        self._read()
+        last = self._tables.of(id)[-1]
+        if last.left_out is None:
+            return last  # somebody else has seen to it
+        begun = max(max_xid, replication.current_snapshot(connection).xmax - 1)
+        if not definitions.names(connection, [last.table.oid]):
+            return self._carry(last.table.model_copy(update={"dropped": True, "left_out": None}), begun)
+        fresh = _today(connection, last.table)
+        if fresh is None:
+            return None
+        named = {"id": id, "renamed": fresh.id if fresh.id != id else None, "objects": objects(connection, [fresh])}
+        return self._carry(self._as_planned(fresh.model_copy(update=named)), begun)
+
+    def _carry(self, table: Table, begun: int) -> Registered:
+        version = self._tables.carry(table, begun)
+        self._own(table)
+        self._cast.pop(table.id, None)
+        return version
+
     def described(self, table: TableId) -> int:
         """Return how often the stream has described a table, or a part of it."""
         return self._described.get(table, 0)
 
     def version(self, connection: psycopg.Connection, relation: Relation, xid: int) -> Registered | None:
         """Return the version that the relation's rows are recorded with; None for a table that was not chosen. `xid` is
-        the transaction that the relation was described in."""
+        the transaction that the relation was described in. Raises what makes a table one that can't be carried."""
         id = self._owners.get(relation.oid)
         if id is None:
             self._read()  # tables are added while everything runs
@@ -138,6 +173,8 @@ class Relations:
         if id is None:
             return None
         self._described[id] = self._described.get(id, 0) + 1
+        if (last := self._tables.of(id)[-1]).left_out is not None:
+            return last
         planned = self.published(id)
         # The latest that fits: after a restart relations come again as they were then, and leaves of one root may
         # differ in the order of their columns.
@@ -250,6 +287,9 @@ class Relations:
         if id is None:
             return None
         last = self._last(id)
+        if last.left_out is not None:
+            self._owners[relation.oid] = id
+            return id
         fresh = _today(connection, last)
         if fresh is None:
             raise SourceUnavailable(f"{id} is locked, so that nothing can be learnt of its partition {relation.name}")

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Protocol
 
 from capture.tables import TableVersions
-from schemas.errors import ConfigInvalid
+from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.frontier import NO_COMMIT, Commit, Setup
 from transport.log import Block, Partition
 
@@ -74,9 +74,16 @@ class Source(Protocol):
         up to a few megabytes or some milliseconds; a transaction that is larger than that comes in several steps,
         of which only the last has a position. Positions only grow. An idle source gives a step without blocks from
         time to time, if its position has moved. Raises `SourceUnavailable` if the connection is lost,
-        `PositionLost` if the source has given the stream up, `SchemaUnsupported` for a change that has no lossless
-        form in the log.
+        `PositionLost` if the source has given the stream up, `SchemaUnsupported` if nothing of it can be read any more.
+
+        A table that can't be carried is left out, and the others go on. In each transaction that has rows of it, one
+        record `DEFINE` of a version that says why stands for them: whoever reads the log can't take the table for
+        whole. This goes on, in later incarnations too, until somebody has asked to load the table anew.
         """
+
+    def leave_out(self, schema_id: int, cause: ReplicationError) -> None:
+        """Leave the table out that has this row schema, as the log does not take a record of it: from the next
+        incarnation on, so that there is nothing to be done with this one but to close it."""
 
     def confirm(self, position: int) -> None:
         """Allow the source to forget everything up to `position`: it is durable in the log.

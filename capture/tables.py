@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from schemas.frontier import TableRegistered
+from schemas.errors import ReplicationError
+from schemas.events import Event, EventKind
+from schemas.frontier import Carried, TableRegistered
 from schemas.record import encode_control, value_schema_id
-from schemas.table import Table, TableId
+from schemas.table import LeftOut, Table, TableId
 from transport.log import LogReader, Partition
 from transport.topics import Topics
-from transport.views import Registered, Tables
+from transport.views import Chunks, Registered, Tables
 
 
 class TableVersions:
@@ -29,6 +31,7 @@ class TableVersions:
     ) -> None:
         self._reader, self._topics, self._put, self._now = reader, topics, put, now
         self._tables = Tables(reader, topics)
+        self._chunks: Chunks | None = None  # read when the first table is left out
         self._next = 0
         self._versions: dict[TableId, list[Registered]] = {}
 
@@ -45,6 +48,10 @@ class TableVersions:
         """Return the tables that have a version."""
         return list(self._versions)
 
+    def by_schema(self, schema_id: int) -> TableId:
+        """Return the table that has a version with this row schema."""
+        return self._tables.by_schema(schema_id).id
+
     def of(self, table: TableId) -> list[Registered]:
         """Return the versions of a table, oldest first; empty if the table is not the pipeline's."""
         return self._versions.get(table, [])
@@ -54,8 +61,52 @@ class TableVersions:
 
         A capture that dies afterwards leaves a version that nothing uses, which is harmless.
         """
-        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, int(self._now() * 1_000_000))
+        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
         key = str(table.id).encode()
         offset = self._put(self._topics.tables, encode_control(entry), key)
         self.refresh()
         return self._tables.by_schema(value_schema_id(offset))
+
+    def leave_out(self, table: TableId, cause: ReplicationError) -> Registered:
+        """Register that rows of a table are not carried any more, tell people, and return the version that stands for
+        them. Whoever captures obeys it, until somebody asks to load the table anew."""
+        last = self.of(table)[-1]
+        known = self._read_chunks().next
+        remedy = f"{cause.remedy or 'mend that'}; then load the table anew: `penstock reload FILE {table}`"
+        left_out = LeftOut(cause=str(cause), remedy=remedy, known=known)
+        version = self.register(last.table.model_copy(update={"left_out": left_out, "since": None}), last.changes)
+        self._tell(EventKind.ERROR, table, f"is left out from here on: {cause}", remedy)
+        return version
+
+    def is_asked_for(self, table: TableId) -> bool:
+        """Whether somebody has asked to load a table anew since it was left out, or it is not left out any more."""
+        left_out = self.of(table)[-1].left_out
+        return left_out is None or self._read_chunks().of(table).after >= left_out.known
+
+    def carry(self, table: Table, max_xid: int) -> Registered:
+        """Register a version of a table that was left out and is not from here on.
+
+        `max_xid` is the largest transaction id that was given out before this was called. A capture that dies between
+        the two records leaves it left out, and asked for.
+        """
+        self._put(self._topics.chunks, encode_control(Carried(*table.id, max_xid, self._micros())), b"")
+        version = self.register(table, self.of(table.id)[-1].changes)
+        self._tell(
+            EventKind.NOTICE,
+            table.id,
+            "is carried again from here on, and will be read when all transactions have ended that run now",
+        )
+        return version
+
+    def _tell(self, kind: EventKind, table: TableId, text: str, remedy: str = "") -> None:
+        event = Event(self._micros(), kind.value, "capture", text, str(table), remedy=remedy)
+        self._put(self._topics.events, encode_control(event), b"")
+
+    def _read_chunks(self) -> Chunks:
+        if self._chunks is None:
+            self._chunks = Chunks(self._reader, self._topics)
+        self._chunks.refresh()
+        return self._chunks
+
+    def _micros(self) -> int:
+        return int(self._now() * 1_000_000)

@@ -43,8 +43,12 @@ class ChangeDecoder:
     def bind(self, relation_oid: int, layout: Layout, slot: int) -> None:
         """Append changes of this relation to `slot`, read by `layout`, from now on.
 
-        A RELATION event un-binds its relation: bind it again, or ignore it, before the next frame.
+        A RELATION event un-binds its relation: bind it again, leave it out or ignore it, before the next frame.
         """
+
+    def leave_out(self, relation_oid: int, layout: Layout, slot: int) -> None:
+        """Drop changes of this relation, and let one DEFINE record with the layout's schema id stand for them in each
+        transaction that has any, where the first of them was."""
 
     def ignore(self, relation_oid: int) -> None:
         """Drop changes of this relation; they still count in the ordinals of their transaction."""
@@ -54,8 +58,8 @@ class ChangeDecoder:
         of this module, which says which attributes are new.
 
         Raises `DecodeError` for anything malformed, for a change outside a transaction and for one of a relation
-        that is neither bound nor ignored; `ValueUnsupported`, naming the column's index, for a value that the log
-        can't carry without loss.
+        that is neither bound, left out nor ignored; `ValueUnsupported`, naming the column's index, for a value that the
+        log can't carry without loss.
         """
 
     def append_truncate(self, relation_oid: int) -> None:

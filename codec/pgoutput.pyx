@@ -38,6 +38,7 @@ cdef enum:
     BOUND = 1
     IGNORED = 2
     UNBOUND = 3  # its relation message came again: the binding may be out of date
+    LEFT_OUT = 4  # a definition stands for all its changes of a transaction
 
 cdef int64_t EPOCH_MICROS = 946684800000000  # from 1970-01-01 to PostgreSQL's 2000-01-01
 
@@ -48,6 +49,7 @@ cdef struct Binding:
     void* layout  # kept alive by ChangeDecoder.layouts
     size_t slot  # index into ChangeDecoder.slot
     uint64_t noted  # the hand-over for which the schema id is in the slot's set
+    uint64_t told  # the transaction in which a definition stands for what is left out
 
 
 cdef struct Slot:
@@ -154,6 +156,7 @@ cdef class ChangeDecoder:
     cdef int64_t largest
     cdef int64_t raw_commit_lsn
     cdef uint64_t hand_over
+    cdef uint64_t transactions
 
     def __cinit__(self, epoch, reference_xid):
         if not 0 <= epoch <= INT64_MAX or not 0 <= reference_xid <= INT64_MAX:
@@ -256,6 +259,14 @@ cdef class ChangeDecoder:
         binding.noted = 0
         binding.state = BOUND
 
+    def leave_out(self, relation_oid, Layout layout not None, slot):
+        cdef size_t index = self.slot_index(int(slot))
+        cdef Binding* binding = self.place(relation_oid)
+        self.layouts[relation_oid] = layout
+        binding.layout = <void*>layout
+        binding.slot = index
+        binding.state = LEFT_OUT
+
     def ignore(self, relation_oid):
         cdef Binding* binding = self.place(relation_oid)
         binding.state = IGNORED
@@ -336,6 +347,7 @@ cdef class ChangeDecoder:
         if xid > self.largest:
             self.largest = xid
         self.inside = True
+        self.transactions += 1
         self.ordinal = 0
         self.raw_commit_lsn = lsn
         self.xid = xid
@@ -465,6 +477,9 @@ cdef class ChangeDecoder:
         self.ordinal += 1
         if binding.state == IGNORED:
             return E_ROW
+        if binding.state == LEFT_OUT:
+            self.put_left_out(binding)
+            return E_ROW
         layout = <Layout>binding.layout
         tag = reader.at[0]
         reader.at += 1
@@ -592,6 +607,9 @@ cdef class ChangeDecoder:
         self.ordinal += 1
         if binding.state == IGNORED:
             return
+        if binding.state == LEFT_OUT:
+            self.put_left_out(binding)
+            return
         layout = <Layout>binding.layout
         out = &self.slot[binding.slot].buffer
         frame = out.size
@@ -607,13 +625,23 @@ cdef class ChangeDecoder:
 
     def append_definition(self, Layout layout not None, slot):
         cdef size_t index = self.slot_index(int(slot))
-        cdef Buffer* out = &self.slot[index].buffer
-        cdef size_t frame = out.size
         if self.inside:
             self.ordinal += 1
         else:
             self.set_lead(self.last_position, self.largest, self.commit_time)
             self.ordinal = 1
+        self.put_definition(layout, index)
+
+    cdef int put_left_out(self, Binding* binding) except -1:
+        """Say once in a transaction that rows of it are not here."""
+        if binding.told == self.transactions:
+            return 0
+        binding.told = self.transactions
+        return self.put_definition(<Layout>binding.layout, binding.slot)
+
+    cdef int put_definition(self, Layout layout, size_t index) except -1:
+        cdef Buffer* out = &self.slot[index].buffer
+        cdef size_t frame = out.size
         reserve(out, 100)
         out.size += 8
         self.put_head(OP_DEFINE, layout, out)
@@ -622,6 +650,7 @@ cdef class ChangeDecoder:
         store32_little(out.data + frame + 4, <uint32_t>(out.size - frame - 8))
         self.slot[index].records += 1
         (<set>self.schema_ids[index]).add(layout.schema_id)
+        return 0
 
     # --------------------------------------------------------------------------------------------- hand-over
 

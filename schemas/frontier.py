@@ -246,7 +246,24 @@ class Chosen:
     at: int
 
 
-ControlRecord = Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Unneeded | Command | Chosen
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """Capture carries a table again that it has left out. In `p.chunks`, before the version that it carries is
+    registered.
+
+    The table is only read in snapshots that are taken behind this, and show all up to `max_xid`: all that was left out
+    had begun by then.
+    """
+
+    table_schema: str
+    table_name: str
+    max_xid: int
+    at: int
+
+
+ControlRecord = (
+    Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Unneeded | Command | Chosen | Carried
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from schemas.events import Event
 from schemas.frontier import (
     FIRST_TABLE_SCHEMA,
     Admitted,
+    Carried,
     Chosen,
     Claim,
     Command,
@@ -165,6 +166,7 @@ _CONTROL: dict[int, type[Any]] = {
     12: Event,
     13: Unneeded,
     14: Chosen,
+    15: Carried,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}

@@ -132,6 +132,14 @@ class Since(_Model):
     refused: str = ""  # why rows that are at a target can't be brought from the version before to this one
 
 
+class LeftOut(_Model):
+    """Why capture carries no more rows of a table. It goes on when somebody has asked to load the table anew."""
+
+    cause: str
+    remedy: str
+    known: int  # how far capture had read in `p.chunks`: a command that stands there or behind it counts
+
+
 class Table(_Model):
     """One version of a table as its changes and its load are recorded.
 
@@ -151,6 +159,7 @@ class Table(_Model):
     objects: Objects | None = None  # what it rests on; of the first version the setup tells, for all tables together
     dropped: bool = False  # from here on the source has no such table
     since: Since | None = None  # of the first version there is none
+    left_out: LeftOut | None = None  # a record of this version stands for rows of its transaction that are not there
 
     @property
     def name(self) -> TableId:

@@ -127,6 +127,8 @@ def _keys(
                 continue
             if about.op == Op.TRUNCATE:
                 raise StartAgain("it was truncated")
+            if version.left_out is not None:
+                raise StartAgain("rows of it were left out")
             change = decode(version.layout, value)
             places = _places(version.table, table)
             keys += [key for row in (change.before, change.after) if (key := _key(row, places)) is not None]

@@ -302,7 +302,7 @@ class SnapshotWorker:
 
     def _look(self, views: _Views) -> bool:
         """Read on in the log and make final what may be; return whether there was anything new to work with."""
-        if views.tables.refresh() and self._aside:
+        if views.tables.refresh():
             self._aside.clear()  # a new definition may be just what was missing
             self._listed = None
         news = views.chunks.refresh()
@@ -474,6 +474,9 @@ class SnapshotWorker:
         """Plan tables, or one of them again; of two workers that do, the first counts."""
         versions = [version for table in tables if (version := views.tables.latest(table)) is not None]
         state = views.chunks.of(tables[0])
+        left_out = views.tables.left_out(tables[0])
+        if left_out is not None and state.after >= left_out.known:
+            return False  # capture is about to carry it again, and to say which snapshots show what it has left out
         snapshot = max(rules.fit(state, views.chunks.snapshots, views.setup, self._alive), default=None)
         if not versions or snapshot is None:
             return False

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from schemas.errors import ValueUnsupported
+
 
 class Partition(NamedTuple):
     """One ordered sequence of records."""
@@ -67,12 +69,21 @@ class Usage(NamedTuple):
     budget: int
 
 
+class RecordTooLarge(ValueUnsupported):
+    """The log takes no record of that size in a partition."""
+
+    def __init__(self, message: str, partition: Partition, *, remedy: str) -> None:
+        super().__init__(message, remedy=remedy)
+        self.partition = partition
+
+
 class LogWriter(Protocol):
     """Appends in order. Not shared between threads or processes.
 
     After any exception the writer is dead: whether records of the last, unfinished flush are in the log is unknown,
     and they are never written again by it. Raises `LogUnavailable` if the log does not answer within its deadline
-    or is at its disk budget for longer than that; `IntegrityError` if its records are not where they must be.
+    or is at its disk budget for longer than that; `IntegrityError` if its records are not where they must be;
+    `RecordTooLarge` when one is handed over, or at the next flush.
     """
 
     def append(self, partition: Partition, block: Block) -> int:

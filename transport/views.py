@@ -17,6 +17,7 @@ from schemas.errors import GapDetected, LogRewound
 from schemas.frontier import (
     HEAL,
     Admitted,
+    Carried,
     Chosen,
     Claim,
     Command,
@@ -32,7 +33,7 @@ from schemas.frontier import (
     Unneeded,
 )
 from schemas.record import decode_control, value_schema_id
-from schemas.table import Table, TableId
+from schemas.table import LeftOut, Table, TableId
 from transport.log import LogReader, Partition, Record
 from transport.topics import Topics
 
@@ -113,10 +114,11 @@ class Frontiers:
 
 
 class _Named(BaseModel):
-    """Of a table in JSON only what it is called."""
+    """Of a table in JSON only what it is called, and whether its rows are carried."""
 
     id: TableId
     renamed: TableId | None = None
+    left_out: LeftOut | None = None
 
 
 class Registered:
@@ -129,7 +131,7 @@ class Registered:
         self.schema_id = schema_id
         self.changes = Partition(entry.topic, entry.partition)
         named = _Named.model_validate_json(entry.table)
-        self.id, self.name = named.id, named.renamed or named.id
+        self.id, self.name, self.left_out = named.id, named.renamed or named.id, named.left_out
         self._text = entry.table
 
     @cached_property
@@ -148,6 +150,7 @@ class Tables:
         self._reader, self._partition, self._next = reader, topics.tables, 0
         self._versions: dict[int, Registered] = {}
         self._latest: dict[TableId, Registered] = {}
+        self._left_out: dict[TableId, LeftOut] = {}
 
     def refresh(self) -> bool:
         """Read on; return whether there was anything new."""
@@ -160,7 +163,12 @@ class Tables:
                 entry = decode_control(record.value)
                 assert isinstance(entry, TableRegistered)
                 version = Registered(value_schema_id(record.offset), entry)
-                self._versions[version.schema_id] = self._latest[version.id] = version
+                self._versions[version.schema_id] = version
+                if version.left_out is None:
+                    self._latest[version.id] = version
+                    self._left_out.pop(version.id, None)
+                else:
+                    self._left_out[version.id] = version.left_out
         return self._next != before
 
     def by_schema(self, schema_id: int) -> Registered:
@@ -172,8 +180,12 @@ class Tables:
         return self._versions[schema_id]
 
     def latest(self, table: TableId) -> Registered | None:
-        """Return the latest version of a table that this view has seen."""
+        """Return the latest version of a table that this view has seen, and that rows are carried of."""
         return self._latest.get(table)
+
+    def left_out(self, table: TableId) -> LeftOut | None:
+        """Return why capture carries no rows of a table, if it does not."""
+        return self._left_out.get(table)
 
 
 class Issued(NamedTuple):
@@ -205,7 +217,9 @@ class TableChunks:
         self.manifests: dict[int, Manifest] = {}
         self.outdated = False  # to be planned again, for a target that can't be loaded from what is there
         self.generation = -1  # the last that was given out, to a plan or to a command
-        self.after = -1  # offset of the last command to load it anew: only newer snapshots show what is wanted
+        # Offset of the last command to load it anew, or of what carries it out in capture: only newer snapshots show
+        # what is wanted.
+        self.after = -1
 
     @property
     def missing(self) -> list[int]:
@@ -255,8 +269,8 @@ class Chunks:
         self.commands: list[Issued] = []  # in order
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
         self.unneeded: tuple[int, bool] = -1, False  # where the last `Unneeded` stands, and whether it counts
-        self._unneeded_xid = -1
-        self._passed: dict[int, int] = {}  # what was not needed any more when a snapshot was taken
+        self._unneeded_xid = -1  # or not there, in the case of a table that was left out
+        self._passed: dict[int, int] = {}  # the same when a snapshot was taken
         self._reloads = -1  # offset of the last command to load a table anew
         self.superseded: dict[Partition, int] = {}  # the ends of chunks that do not count, or not any more
         self._trimmed = 0
@@ -293,6 +307,12 @@ class Chunks:
                     continue
                 if isinstance(entry, Admitted):
                     self._admit(entry)
+                    continue
+                if isinstance(entry, Carried):
+                    self.tables.setdefault(
+                        TableId(entry.table_schema, entry.table_name), TableChunks()
+                    ).after = record.offset
+                    self._unneeded_xid = max(self._unneeded_xid, entry.max_xid)
                     continue
                 if isinstance(entry, Command):
                     self._take_command(record.offset, entry)

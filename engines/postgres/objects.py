@@ -315,7 +315,7 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> _Types:
             elif t.typtype in {"b", "p"}:
                 raise SchemaUnsupported(
                     f"type {t.schema}.{t.name} is written in C and belongs to no extension",
-                    remedy="leave the tables that use it out of the pipeline",
+                    remedy="use another type, or leave the tables that use it out of the pipeline",
                 )
         wanted = list({need for t in ours for need in needs.get(t.oid, ()) if need and need not in found})
     ordered: dict[int, None] = {}

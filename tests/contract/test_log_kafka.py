@@ -23,7 +23,7 @@ from transport.kafka.cluster import Cluster
 from transport.kafka.pieces import PIECE_BYTES, Outgoing, bundles
 from transport.kafka.reader import KafkaReader
 from transport.kafka.writer import KafkaWriter, Run
-from transport.log import WORK_PARTITIONS, Block, Partition, Range, Topic
+from transport.log import WORK_PARTITIONS, Block, Partition, Range, RecordTooLarge, Topic
 from transport.topics import Topics
 
 PATIENCE = 30.0
@@ -184,8 +184,9 @@ def test_a_record_that_the_broker_refuses_ends_the_writer(kafka_broker: servers.
         writer.append(table(names), row())
         writer.append(table(names), row(os.urandom(100_000)))
         writer.append(table(names), row())
-        with pytest.raises(ReplicationError):
+        with pytest.raises(RecordTooLarge) as caught:
             writer.seal(names.frontier, lambda _: b"frontier")
+        assert caught.value.partition == table(names) and "max.message.bytes" in caught.value.remedy
         with pytest.raises(IntegrityError):
             writer.flush()
     assert log.offsets(names.frontier) == Range(0, 0)

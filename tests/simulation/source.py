@@ -11,7 +11,7 @@ from codec.copy import encode_batch
 from codec.frames import pack
 from codec.rows import Change as RowChange
 from codec.rows import encode
-from schemas.errors import LogRewound, PositionLost, SnapshotLost, SourceUnavailable
+from schemas.errors import LogRewound, PositionLost, ReplicationError, SnapshotLost, SourceUnavailable
 from schemas.frontier import Chunk, Commit, Visibility
 from schemas.record import Op
 from schemas.table import Column, Constraint, Definition, Identity, Leaf, Objects, Table, TableId
@@ -191,6 +191,9 @@ class SimulatedSource(Connection):
             version.layout,
             RowChange(_OPS[change.op], self._epoch, position, xid, ordinal, position, unchanged, before, after),
         )
+
+    def leave_out(self, schema_id: int, cause: ReplicationError) -> None:
+        self._tables.leave_out(self._tables.by_schema(schema_id), cause)
 
     def confirm(self, position: int) -> None:
         self.call(f"confirm {position}", lambda: self.database.confirm(position))

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from codec.frames import unpack
-from schemas.errors import IntegrityError, LogRewound, LogUnavailable
+from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
 from transport.kafka.cluster import MESSAGE_BYTES, Cluster
 from transport.kafka.errors import Faults, failure, name_of
 from transport.kafka.pieces import Headers, Outgoing, bundles
-from transport.log import Block, Partition, Range
+from transport.log import Block, Partition, Range, RecordTooLarge
 
 # A step's records go when it is flushed, in one request a partition: sent as they come, each few of them would be a
 # request that the broker may sync to its disk. Longer than a step takes; what fills a batch goes before.
@@ -237,8 +237,14 @@ class KafkaWriter:
             # called with that exception set makes it a SystemError.) The record's own error says more.
             for partition, run in self._runs.items():
                 if run.error is not None:
-                    raise failure(run.error, f"cannot write to {name_of(partition)}", self._faults) from None
+                    raise self._failure(partition, run.error) from None
             raise
+
+    def _failure(self, partition: Partition, error: object) -> ReplicationError:
+        ours = failure(error, f"cannot write to {name_of(partition)}", self._faults)
+        if isinstance(ours, ValueUnsupported):
+            return RecordTooLarge(str(ours), partition, remedy=ours.remedy)
+        return ours
 
     def _silent(self) -> LogUnavailable:
         more = f" ({self._faults.last})" if self._faults.last else ""
@@ -267,7 +273,7 @@ class KafkaWriter:
     def _check(self, partition: Partition, run: Run, alone: bool = True) -> Range:
         """All four: both ends are acknowledged, without error, as many as were sent, where the last range ended."""
         if run.error is not None:
-            raise failure(run.error, f"cannot write to {name_of(partition)}", self._faults)
+            raise self._failure(partition, run.error)
         if run.first is None or run.last is None:
             raise IntegrityError(f"Kafka has not told the offsets of what was written to {name_of(partition)}")
         if run.last - run.first + 1 != run.count:

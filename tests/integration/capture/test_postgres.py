@@ -30,8 +30,6 @@ from schemas.errors import (
 from schemas.frontier import Frontier
 from schemas.record import Op, encode_control
 from schemas.table import Identity, TableId
-from tests import servers
-from tests.conftest import fresh_database
 from tests.integration.capture.conftest import World, make_world, until
 from transport.topics import Topics
 
@@ -650,21 +648,6 @@ def test_a_source_without_room_for_a_large_transaction_is_tried_again(
         capture.close()
         world.catch_up(world.capture())
         assert world.rows("public.t") == world.source_rows("public.t")
-
-
-def test_a_value_without_a_form_in_the_log_is_named_with_table_column_and_position(
-    source_server: servers.Postgres,
-) -> None:
-    with fresh_database(source_server, "sql_ascii", "SQL_ASCII") as url, make_world(url) as world:
-        world.run("create table public.t (id int primary key, said text)")
-        world.prepare()
-        capture = world.capture()
-        world.run("insert into public.t values (1, 'h\u00e4')", "insert into public.t values (2, e'h\\344')")
-        with pytest.raises(
-            SchemaUnsupported, match=r"public\.t\.said: .*\(in the transaction at [0-9A-F]+/[0-9A-F]+\)"
-        ) as caught:
-            world.catch_up(capture)
-    assert LOAD_AGAIN in caught.value.remedy
 
 
 def test_a_row_that_the_server_can_not_send_is_looked_for_among_the_tables_of_large_values(world: World) -> None:

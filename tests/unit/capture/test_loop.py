@@ -8,10 +8,18 @@ import pytest
 from capture.loop import Capture
 from capture.source import Step
 from codec.frames import pack
-from schemas.errors import GapDetected, IntegrityError, OrderViolated, SourceUnavailable, Superseded
+from schemas.errors import (
+    GapDetected,
+    IntegrityError,
+    OrderViolated,
+    ReplicationError,
+    SourceUnavailable,
+    Superseded,
+    TransientError,
+)
 from schemas.frontier import Claim, Commit, Frontier, Setup, Trimmed
 from schemas.record import decode_control, encode_control
-from transport.log import Block, LogReader, LogWriter, Partition, Range, Topic
+from transport.log import Block, LogReader, LogWriter, Partition, Range, RecordTooLarge, Topic
 from transport.memory import MemoryLog
 from transport.topics import Topics
 from transport.views import Frontiers
@@ -38,6 +46,7 @@ class ScriptedSource:
         self.confirmed: list[int] = []
         self.polled: list[float] = []
         self.closed = 0
+        self.left_out: list[tuple[int, ReplicationError]] = []
         self.before_confirm: Callable[[int], None] = lambda position: None
         self.other = ""
 
@@ -50,6 +59,9 @@ class ScriptedSource:
     def poll(self, timeout: float) -> Step | None:
         self.polled.append(timeout)
         return self.steps.pop(0) if self.steps else None
+
+    def leave_out(self, schema_id: int, cause: ReplicationError) -> None:
+        self.left_out.append((schema_id, cause))
 
     def confirm(self, position: int) -> None:
         self.before_confirm(position)
@@ -518,3 +530,26 @@ def test_a_wait_that_was_stopped_leaves_what_is_durable_to_be_confirmed(make: Ca
         capture.wait(1.0)
     capture.close()
     assert source.confirmed == [100, 110]
+
+
+def test_a_record_that_the_log_does_not_take_has_its_table_left_out(
+    log: MemoryLog, make: Callable[..., Capture], reader: LogReader
+) -> None:
+    small, large = (
+        (None, b"\0" + schema_id.to_bytes(4, "big") + bytes(size)) for schema_id, size in ((64, 3), (70, 9))
+    )
+    step = Step({A: Block(2, pack([small, large]))}, {A: frozenset({64, 70})}, 110, 1, max_xid=110)
+
+    class Narrow:
+        def append(self, partition: Partition, block: Block) -> int:
+            raise RecordTooLarge("too large", partition, remedy="")
+
+        def put(self, partition: Partition, value: bytes) -> int:
+            with log.writer("changes") as writer:
+                return writer.put(partition, value)
+
+    capture = make(source := ScriptedSource([step]), Narrow())
+    with pytest.raises(TransientError, match="beginning again without its table"):
+        run(capture)
+    assert [(schema_id, str(cause)) for schema_id, cause in source.left_out] == [(70, "too large")]
+    assert frontiers(reader) == []

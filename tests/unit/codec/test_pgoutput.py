@@ -228,6 +228,27 @@ def test_a_definition_belongs_to_the_transaction_that_it_is_appended_in() -> Non
     assert (count, block, schemas) == (2, records.frames(expected), frozenset({64, 66}))
 
 
+def test_one_definition_a_transaction_stands_for_what_is_left_out() -> None:
+    decoder = started(PAIR)
+    decoder.leave_out(2000, layout(KEYLESS), 0)
+    for row in ("1", "2"):
+        decoder.feed(insert(PAIR, row, "a", oid=2000))
+    decoder.feed(insert(PAIR, "3", "a"))
+    decoder.feed(twin.commit(500, 600, TIME))
+    decoder.feed(twin.begin(700, TIME, 1002))
+    decoder.append_truncate(2000)
+    decoder.feed(insert(PAIR, "4", "a", oid=2000))
+    count, block, schemas = decoder.take()[0]
+    expected = [
+        (None, records.value_of(KEYLESS, records.Change(Op.DEFINE, 7, 500, 1001, 0, TIME))),
+        records.record(PAIR, records.Change(Op.INSERT, 7, 500, 1001, 2, TIME, after=("3", "a"))),
+        (None, records.value_of(KEYLESS, records.Change(Op.DEFINE, 7, 700, 1002, 0, TIME))),
+    ]
+    assert (count, block, schemas) == (3, records.frames(expected), frozenset({64, 66}))
+    decoder.feed(insert(PAIR, "5", "a", oid=2000))
+    assert not decoder.take()
+
+
 def test_a_definition_outside_of_transactions_stands_behind_the_last_one() -> None:
     decoder = started(PAIR)
     decoder.feed(twin.commit(500, 508, TIME))
