@@ -637,8 +637,7 @@ class SnapshotWorker:
 
     def _finish(self, views: _Views, reading: _Reading) -> None:
         assert self._engine is not None
-        marks = self._engine.marks(reading.leaves)
-        self._engine.release()
+        marks = self._engine.leave(reading.leaves)
         plan, task = reading.plan, reading.task
         wanted = set(plan.physical) if task.what == HEAL else {mark.now for mark in marks} & set(plan.physical)
         if {mark.now for mark in marks} != wanted or any(mark.seen != mark.now for mark in marks):

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import re
+import select
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -98,18 +99,23 @@ select b.place - 1, coalesce(now.name[1], n.nspname), coalesce(now.name[2], c.re
 """
 
 # What has the name no more in either is gone, unless it lives on by another one: then it is something else.
-MARKS = """
-select case when seen.oid is null then %(gone)s else seen.oid || '/' || seen.relfilenode end,
+MARKS = f"""
+set plan_cache_mode = force_generic_plan;
+prepare penstock_marks (text[], text[]) as
+select case when seen.oid is null then '{GONE}' else seen.oid || '/' || seen.relfilenode end,
        case when now.oid is not null then now.oid || '/' || coalesce(pg_relation_filenode(now.oid), 0)
             when pg_relation_filenode(seen.oid) is not null then 'renamed'
-            else %(gone)s end
-  from unnest(%(schemas)s::text[], %(names)s::text[]) with ordinality wanted(schema, name, place)
-  left join pg_namespace n on n.nspname = wanted.schema
-  left join pg_class was on was.relnamespace = n.oid and was.relname = wanted.name
- cross join lateral (select to_regclass(format('%%I.%%I', wanted.schema, wanted.name))::oid as oid) now
-  left join pg_class seen on seen.oid = coalesce(now.oid, was.oid)
+            else '{GONE}' end
+  from unnest($1, $2) with ordinality wanted(schema, name, place)
+  left join lateral (select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                      where n.nspname = wanted.schema and c.relname = wanted.name offset 0) was on true
+ cross join lateral (select to_regclass(format('%I.%I', wanted.schema, wanted.name))::oid as oid) now
+  left join lateral (select c.oid, c.relfilenode from pg_class c
+                      where c.oid = coalesce(now.oid, was.oid) offset 0) seen on true
  order by wanted.place
 """
+"""Asked twice a chunk, and planned once a connection: with thousands of tables that was half of what a chunk cost. Each
+`offset 0` keeps the planner from joining the whole catalogue to the few names."""
 
 NESTED_LOOPS = """
 set local enable_seqscan = off;
@@ -134,6 +140,7 @@ class PostgresReader:
         with translated("source", "opening a snapshot"):
             if self._connection is None or self._connection.closed:
                 self._connection = connect(self._url, role="reader", application="penstock snapshot")
+                _execute(self._connection, MARKS)
             self.release()
             begin = f"begin isolation level repeatable read, read only; set transaction snapshot {literal(snapshot)}"
             try:
@@ -170,14 +177,22 @@ class PostgresReader:
 
     def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
         with translated("source", "looking where rows are"):
-            found = ask(
-                self._open(),
-                MARKS,
-                gone=GONE,
-                schemas=[leaf.schema for leaf in leaves],
-                names=[leaf.name for leaf in leaves],
-            )
-        return [Mark(seen, now) for seen, now in found]
+            return self._marks(leaves)
+
+    def leave(self, leaves: Sequence[TableId]) -> list[Mark]:
+        with translated("source", "leaving a snapshot"):
+            return self._marks(leaves, "; rollback")
+
+    def _marks(self, leaves: Sequence[TableId], then: str = "") -> list[Mark]:
+        schemas, names = _array([leaf.schema for leaf in leaves]), _array([leaf.name for leaf in leaves])
+        pgconn = self._open().pgconn
+        pgconn.send_query(f"execute penstock_marks ({literal(schemas)}, {literal(names)}){then}".encode())
+        pgconn.flush()
+        found = _require(_result(pgconn), pq.ExecStatus.TUPLES_OK)
+        while (ended := _result(pgconn)) is not None:
+            _require(ended, pq.ExecStatus.COMMAND_OK)
+        texts = [[found.get_value(row, column) or b"" for column in range(2)] for row in range(found.ntuples)]
+        return [Mark(seen.decode(), now.decode()) for seen, now in texts]
 
     def read(self, version: Registered, chunk: Chunk) -> Iterator[Rows]:
         leaf = quote(chunk.leaf_schema, chunk.leaf_name)
@@ -227,13 +242,13 @@ class PostgresReader:
             with translated("source", f"reading {version.table.id}"):
                 decoder = CopyDecoder(version.layout, binary=True)
                 pgconn = connection.pgconn
-                _check_shape(version.table, pgconn.exec_(f"{query} limit 0".encode()))
                 if is_sql_ascii(pgconn):
                     # Else the server refuses a text that is not UTF-8, and does not say which; the decoder does.
                     _execute(connection, "set client_encoding = 'SQL_ASCII'")
-                result = pgconn.exec_(f"copy ({query}) to stdout (format binary)".encode())
-                if result.status != pq.ExecStatus.COPY_OUT:
-                    raise psycopg.errors.error_from_result(result)
+                pgconn.send_query(f"{query} limit 0; copy ({query}) to stdout (format binary)".encode())
+                pgconn.flush()
+                _check_shape(version.table, _require(_result(pgconn), pq.ExecStatus.TUPLES_OK))
+                _require(_result(pgconn), pq.ExecStatus.COPY_OUT)
                 # One turn a row: nothing may be in here that is not needed.
                 get, feed, full = pgconn.get_copy_data, decoder.feed, BATCH_BYTES
                 while True:
@@ -244,8 +259,7 @@ class PostgresReader:
                         number = decoder.pending_rows
                         yield Rows(decoder.take(), number)
                 while (ended := pgconn.get_result()) is not None:
-                    if ended.status != pq.ExecStatus.COMMAND_OK:
-                        raise psycopg.errors.error_from_result(ended)
+                    _require(ended, pq.ExecStatus.COMMAND_OK)
                 if is_sql_ascii(pgconn):
                     _execute(connection, "set client_encoding = 'UTF8'")
                 complete = True
@@ -334,8 +348,6 @@ def _check_shape(table: Table, description: pq.abc.PGresult) -> None:
 
     It is asked before the COPY, which does not tell, and leaves its lock on the table: nothing can come between.
     """
-    if description.status != pq.ExecStatus.TUPLES_OK:
-        raise psycopg.errors.error_from_result(description)
     for place, column in enumerate(table.columns):
         kind = BUILT_IN.get(description.ftype(place), Kind.TEXT)  # enumerations have oids of their own
         if column.kind not in {kind, Kind.OTHER}:
@@ -345,11 +357,29 @@ def _check_shape(table: Table, description: pq.abc.PGresult) -> None:
             )
 
 
+def _result(pgconn: pq.abc.PGconn) -> pq.abc.PGresult | None:
+    """Return the next result. The driver would wait for it with the interpreter locked, as long as somebody has locked
+    the table, and nobody could ask us to stop."""
+    arrival = select.poll()
+    arrival.register(pgconn.socket, select.POLLIN)
+    while pgconn.is_busy():
+        arrival.poll()
+        pgconn.consume_input()
+    return pgconn.get_result()
+
+
+def _require(result: pq.abc.PGresult | None, *expected: pq.ExecStatus) -> pq.abc.PGresult:
+    """Return a result, or raise the driver's error if it is another than was expected."""
+    if result is None:
+        raise psycopg.OperationalError("the server sent no result")
+    if result.status not in expected:
+        raise psycopg.errors.error_from_result(result)
+    return result
+
+
 def _execute(connection: psycopg.Connection, statements: str) -> None:
     """Run statements in one round trip."""
-    result = connection.pgconn.exec_(statements.encode())
-    if result.status not in {pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK}:
-        raise psycopg.errors.error_from_result(result)
+    _require(connection.pgconn.exec_(statements.encode()), pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
 class HeldSnapshot:

@@ -55,8 +55,10 @@ class Reader(Protocol):
         its rows exactly once, whatever is inserted meanwhile. Takes no lock that lasts."""
 
     def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
-        """Return the marks of leaves. Asked after a leaf was read, before `release`: then they are those that the
-        leaf was read with."""
+        """Return the marks of leaves."""
+
+    def leave(self, leaves: Sequence[TableId]) -> list[Mark]:
+        """Return the marks of leaves that were read, which are those that they were read with, and `release`."""
 
     def read(self, version: Registered, chunk: Chunk) -> Iterator[Rows]:
         """Yield the rows of a chunk as batches, never holding more than one. Closing the iterator early abandons

@@ -232,6 +232,11 @@ class SimulatedReader(Connection):
     def marks(self, leaves: Sequence[TableId]) -> list[Mark]:
         return self.call("ask the marks", lambda: [self._mark(leaf.name) for leaf in leaves])
 
+    def leave(self, leaves: Sequence[TableId]) -> list[Mark]:
+        marks = self.marks(leaves)
+        self.release()
+        return marks
+
     def _mark(self, name: str) -> Mark:
         return Mark(str(self.database.filenode(name, self._seen)), str(self.database.filenode(name)))
 

@@ -176,6 +176,11 @@ class ScriptedReader:
         assert self._open
         return [Mark(self._db.seen_node[self._open].get(leaf, GONE), self._db.node.get(leaf, GONE)) for leaf in leaves]
 
+    def leave(self, leaves: Sequence[TableId]) -> list[Mark]:
+        marks = self.marks(leaves)
+        self.release()
+        return marks
+
     def read(self, version: Registered, chunk: Chunk) -> Iterator[Rows]:
         assert self._open
         self._db.called(f"read {version.table.id}/{chunk.number} in {self._open}")
