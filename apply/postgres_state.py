@@ -323,6 +323,9 @@ def add(
             ADD_TABLE,
             [(pipeline, *t.table, t.group, *_state(t), t.changes) for t in sorted(tables, key=lambda t: t.table)],
         )
+        if cursor.rowcount > 0:
+            # Without statistics the planner takes the tables of a pipeline for few, and moves some by looking at all.
+            cursor.execute("analyze penstock.tables")
 
 
 def _state(table: TableProgress) -> list[object]:
