@@ -16,7 +16,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from codec.frames import pack
-from schemas.errors import LOAD_AGAIN, ConfigInvalid, IntegrityError, LogRewound, SnapshotLost, TransientError
+from schemas.errors import (
+    LOAD_AGAIN,
+    ConfigInvalid,
+    IntegrityError,
+    LogRewound,
+    SchemaUnsupported,
+    SnapshotLost,
+    TransientError,
+)
 from schemas.frontier import Admitted, Claim, Setup, SnapshotTaken, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
@@ -188,7 +196,11 @@ class Holder:
         if (there_already := read_setup(reader, self._topics)) is not None:
             return there_already
         load = self._pipeline.mode != Mode.CHANGES
-        prepared = self._source.prepare(wanted, hold=load)
+        try:
+            prepared = self._source.prepare(wanted, hold=load)
+        except SchemaUnsupported:
+            self._check_unaltered(wanted)
+            raise
         try:
             self._check_unaltered(wanted)
         except BaseException:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from schemas.errors import ConfigInvalid, LogRewound, SourceUnavailable, TransientError
+from schemas.errors import ConfigInvalid, LogRewound, SchemaUnsupported, SourceUnavailable, TransientError
 from schemas.frontier import Manifest, SnapshotTaken, Visibility
 from schemas.pipeline import Mode
 from schemas.record import Op, encode_control, value_schema_id
@@ -113,16 +113,18 @@ def test_a_source_that_was_prepared_with_another_log_is_left_alone(world: World)
     assert world.db.slot == 1 and not world.db.slots_made
 
 
-@pytest.mark.parametrize("altered", ["another column", "dropped"])
+@pytest.mark.parametrize("altered", ["another column", "dropped", "missed"])
 def test_a_table_that_is_altered_while_the_slot_is_made_lets_the_holder_begin_again(world: World, altered: str) -> None:
     """What the rows that are there got in a new column would be in neither load nor stream."""
 
     def alter(call: str) -> None:
-        if call == "prepare" and world.db.slots_made == 0:
+        if call == "prepare" and world.db.slots_made == 0 and A in world.db.tables:
             before = world.db.tables.pop(A)
             if altered == "another column":
                 more = Column(name="more", kind=Kind.TEXT, source_type="text", number=3)
                 world.db.tables[A] = before.model_copy(update={"columns": (*before.columns, more)})
+            if altered == "missed":
+                raise SchemaUnsupported("source: relation s.a does not exist")
 
     world.db.failing = alter
     with pytest.raises(TransientError, match=r"s\.a was altered"):
