@@ -153,7 +153,9 @@ class PostgresSource:
                 )
             control = self._catalogue()
             confirmed = self._check(control, after)
-            self._relations = Relations(self._tables, Objects.model_validate_json(self._setup.objects))
+            self._position = self._passed = self._confirmed = after
+            objects = Objects.model_validate_json(self._setup.objects)
+            self._relations = Relations(self._tables, objects, lambda: self._position)
             prints = replication.publication_prints(control, self._setup.publications[0])
             publications_fit(control, self._setup, self._relations.planned())
             reference = replication.current_snapshot(control).xmax
@@ -174,7 +176,6 @@ class PostgresSource:
         self._bound: dict[int, tuple[TableId, Relation]] = {}
         self._left_out = {table.id for table in self._relations.left_out()}
         self._looked = 0.0  # when it was looked whether one of these is to be carried again
-        self._position = self._passed = self._confirmed = after
         stream.nonblocking = 1
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()

@@ -9,7 +9,7 @@ the source calls it later.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -98,16 +98,18 @@ class Relations:
 
     `connection` is asked about relations that the plan does not know, and for what the stream does not tell. Where
     it can't be told what has become of a table's rows, the version says so, and it is for each target to stop there.
+    `passed` tells the position that the stream has come to: at first, where the last frontier is.
     """
 
-    def __init__(self, tables: TableVersions, setup: Objects) -> None:
-        self._tables = tables
+    def __init__(self, tables: TableVersions, setup: Objects, passed: Callable[[], int]) -> None:
+        self._tables, self._passed = tables, passed
         self._owners: dict[int, TableId] = {}  # by oid of a table, root or leaf
         self._labels = dict(setup.labels)  # of enumerations, as the log tells them
         self._told: dict[int, tuple[tuple[int, str, int, int], ...]] = {}  # columns, by the event trigger
         self._cast: dict[TableId, bool] = {}  # whether no command since the last version may have computed values
         self._described: dict[TableId, int] = {}
         self._read()
+        self._take_back_what_nobody_knows()
 
     def planned(self) -> list[Table]:
         """Return the latest version of every table that there is, and is not left out, with the identity that it was
@@ -195,7 +197,7 @@ class Relations:
         """Return the version that a table is from here on, by what the catalogue says; None if that is no news."""
         last = self._last(found.id)
         if found.table is None:
-            return None if last.dropped else self._register(last.model_copy(update={"dropped": True, "since": None}))
+            return None if last.dropped else self._register(last.model_copy(update={"dropped": True, "since": Since()}))
         table = self._as_planned(found.table)
         labels = table.objects.labels if table.objects else ()
         if _essence(table) == _essence(last) and all(self._labels.get(type) == now for type, now in labels):
@@ -237,6 +239,18 @@ class Relations:
             for version in self._tables.of(id):
                 self._own(version.table)
 
+    def _take_back_what_nobody_knows(self) -> None:
+        """Let the last version of each table be one that a frontier has named, if need be by registering it once more.
+
+        A capture that dies may leave a version behind that no frontier names. Were it taken for the last one, what the
+        catalogue says would be no news, and targets would not hear of it before the table's next row.
+        """
+        for id in self._tables.names():
+            versions = [version.table for version in self._tables.of(id)]
+            known = next(table for table in reversed(versions) if _is_known(table, self._passed()))
+            if known is not versions[-1]:
+                self._register(known.model_copy(update={"since": Since()}))
+
     def _own(self, table: Table) -> None:
         self._owners.update(dict.fromkeys(table.oids, table.id))
         self._labels |= dict(table.objects.labels) if table.objects else {}
@@ -254,6 +268,8 @@ class Relations:
         return table.model_copy(update={"identity": Identity.NOTHING, "key": ()}) if nothing else table
 
     def _register(self, table: Table) -> Registered:
+        since = (table.since or Since()).model_copy(update={"passed": self._passed()})
+        table = table.model_copy(update={"since": since})
         version = self._tables.register(table, self._tables.of(table.id)[-1].changes)
         self._own(table)
         self._cast.pop(table.id, None)
@@ -355,7 +371,15 @@ class Relations:
         seen = changed.model_copy(
             update={"leaves": tuple(leaf.model_copy(update={"node": now.get(leaf.oid, leaf.node)}) for leaf in leaves)}
         )
-        return seen.model_copy(update={"since": self._since(connection, old, seen)})
+        since = self._since(connection, old, seen)
+        # Where the catalogue has gone on, what rewrote the rows may be still to come in the stream, and then they must
+        # not seem untouched: as long as that is not certain, they lie where they lay.
+        return (seen if _is_current(fresh, columns) else changed).model_copy(update={"since": since})
+
+
+def _is_known(table: Table, passed: int) -> bool:
+    """Whether a frontier has named a version: it is the first one, or its capture has written a frontier since."""
+    return table.since is None or table.since.passed < passed
 
 
 def _later(short: int, xid: int) -> bool:
@@ -470,6 +494,12 @@ def _details(table: Table) -> dict[int, ColumnDetails]:
     return {column.number: by_name[column.name] for column in table.columns if column.name in by_name}
 
 
+def _is_current(fresh: Table, columns: Iterable[Column]) -> bool:
+    """Whether the catalogue of today is that of the moment when the stream described these columns, as far as they
+    tell."""
+    return {_shape(column) for column in fresh.columns} == {_shape(column) for column in columns}
+
+
 def _definition(fresh: Table, old: Table, columns: tuple[Column, ...]) -> Definition:
     """Return what today's catalogue says, unless it has gone on already: then only the columns are brought along.
 
@@ -485,8 +515,7 @@ def _definition(fresh: Table, old: Table, columns: tuple[Column, ...]) -> Defini
         details.append(detail.model_copy(update={"name": column.name, "source_type": column.source_type}))
     carried = {column.name for column in columns}
     generated = tuple(d for d in old.definition.columns if d.generated)
-    current = {_shape(column) for column in fresh.columns} == {_shape(column) for column in columns}
-    definition = fresh.definition if current else old.definition
+    definition = fresh.definition if _is_current(fresh, columns) else old.definition
     return definition.model_copy(
         update={
             "columns": (*details, *(d for d in generated if d.name not in carried)),

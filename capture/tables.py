@@ -59,7 +59,7 @@ class TableVersions:
     def register(self, table: Table, changes: Partition) -> Registered:
         """Append a version of a table whose records go to `changes`, and return it once it is durable.
 
-        A capture that dies afterwards leaves a version that nothing uses, which is harmless.
+        A capture that dies afterwards leaves a version that nothing uses; the next one does not build on it.
         """
         entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
         key = str(table.id).encode()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
-from capture import postgres
+from capture import definitions, postgres
 from capture.postgres import PostgresSource
 from control.servers.postgres import PostgresServer
 from engines.postgres import replication
@@ -252,6 +252,29 @@ def test_a_changed_replica_identity_is_a_version_too(world: World) -> None:
     assert [(t.identity, t.key) for t in tables[1:]][-1] == (Identity.KEY, (1,))
     assert tables[1].identity is Identity.FULL
     assert [item.change.before for item in world.captured()] == [("1", "2"), (None, "3")]
+
+
+def test_a_definition_that_a_capture_took_to_its_grave_is_told_by_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definitions, "LOOK_SECONDS", 0.1)
+    world.run("create table public.t (id int primary key, v text)")
+    world.prepare()
+    capture = world.capture()
+    world.catch_up(capture)
+
+    def dies(step: object, position: int) -> None:
+        raise SourceUnavailable("killed before the frontier")
+
+    monkeypatch.setattr(capture, "_seal", dies)
+    world.run("alter table public.t alter column v set default 'new'")
+    with pytest.raises(SourceUnavailable):
+        until(capture, lambda: False)
+    assert [table.definition.columns[1].default for table in world.versions("public.t")] == ["", "'new'::text"]
+    capture.close()
+    capture = world.capture()
+    until(capture, lambda: ops(world, "public.t") == ["DEFINE"])
+    assert world.versions("public.t")[-1].definition.columns[1].default == "'new'::text"
 
 
 def test_a_renamed_table_goes_on_under_its_first_name(world: World) -> None:
