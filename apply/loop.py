@@ -1204,10 +1204,11 @@ class Apply:
         if progress.generation < 0 and version is before:
             return move
         self._target.get_ready(version)
+        piece = Redefinition(before, version, progress, False, displaces=self._displaced(before, version))
         if progress.generation < 0:
-            self._target.write(Batch(tables=[move], pieces=[Redefinition(before, version, progress, told=False)]))
+            self._target.write(Batch(tables=[move], pieces=[piece]))
         else:
-            self._target.restart(before, version, move)
+            self._target.restart(piece, move)
         self._learn(move.progress)
         self._take_places([move.progress])
         return True

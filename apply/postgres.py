@@ -51,6 +51,12 @@ HEAL_BYTES = 32 << 20
 LOCK_SECONDS = 5
 """How long a change of a table's definition waits for those who use the table; then it is tried again."""
 
+ASIDE_PREFIX = "penstock aside "
+
+ASIDE = """
+select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relname like %s
+"""
+
 HAS_ROWS = "select exists (select from {table})"
 
 # Keys that refer to a table hold it; those of tables of this pipeline are made again when all is live.
@@ -93,6 +99,7 @@ class PostgresTarget:
         self._shapes: dict[TableId, Shape] = {}  # by the target's names, as are those below
         self._accepted: dict[int, Registered] = {}  # by version, of tables that do not follow their definitions
         self._redefined: set[TableId] = set()  # in the transaction that is open
+        self._waiting_names: frozenset[TableId] | None = None  # of tables whose names others have got
         self._unseen: set[TableId] = set()  # tables that may have changed since they were looked at
         self._states = state.TableStates(pipeline)
         self._tables: dict[TableId, Table] = {}
@@ -256,6 +263,7 @@ class PostgresTarget:
         writer = self._writers.get(version.schema_id)
         if writer is None:
             assert self._stages is not None
+            whole, version = version, self._as_placed(version)
             shape = self._shape(version.table.name)
             if shape is None or misfits(shape, version.table):
                 # It may be another worker that has made of the table what it is now.
@@ -266,13 +274,29 @@ class PostgresTarget:
                 raise TableRefused(version.table.id, error) from error
             writer = Writer(self._session, self._stages, version, shape)
             writer.require_harmless()
-            self._writers[version.schema_id] = writer
+            self._writers[whole.schema_id] = writer
         return writer
+
+    def _as_placed(self, version: Registered) -> Registered:
+        """Return a version with the name that its table has here now."""
+        placed = self._placed(version.table)
+        return version if placed is version.table else _Placed(version, placed)
+
+    def _placed(self, table: Table) -> Table:
+        """Return a table by the name that it has here now: if another one has got its own, it waits under a third."""
+        if self._waiting_names is None:
+            with translated("target", "looking for tables whose names others have"):
+                self._session.flush()
+                rows = self._session.connection.execute(ASIDE, [f"{ASIDE_PREFIX}%"]).fetchall()
+            self._waiting_names = frozenset(TableId(schema, name) for schema, name in rows)
+        waits = _aside(table.id, table.name.schema)
+        return table.model_copy(update={"renamed": waits}) if waits in self._waiting_names else table
 
     def _look_again(self, tables: Collection[TableId]) -> None:
         """Forget what tables are like, because they are others now, or may be."""
         self._unseen.update(tables)
         self._accepted.clear()
+        self._waiting_names = None
         for table in tables:
             self._shapes.pop(table, None)
         for schema_id in [n for n, writer in self._writers.items() if writer.version.table.name in tables]:
@@ -343,8 +367,8 @@ class PostgresTarget:
         else:
             connection.execute(f"truncate {shape.only}{name}")
 
-    def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
-        table = before.table
+    def restart(self, piece: Redefinition, move: TableMove) -> None:
+        table, after = piece.before.table, piece.after.table
         self._builder.give_up(table.id)  # it would be waited for
         try:
             with self._transaction(f"emptying {table.id}", durable=True) as session:
@@ -354,8 +378,12 @@ class PostgresTarget:
                 state.queue_forgetting(session, self._key, table.id)
                 state.queue_forgetting(session, self._key, table.id)
                 session.flush()
+                self._look_again({table.name})  # another one may have the name by now
+                table = self._placed(table)
                 self._empty(quote(*table.name), require(self._shape(table.name), table))
-                self._redefine(table, version.table, made=move.after.made, empty=True)
+                if after.name != table.name:
+                    table = self._make_way(table, after.name, piece.displaces)
+                self._redefine(table, after, made=move.after.made, empty=True)
         except TransientError:
             raise
         except ReplicationError as error:
@@ -399,6 +427,11 @@ class PostgresTarget:
             if result.ntuples != 1:
                 raise WriteConflict(f"{table.table} is not loading generation {table.generation} any more")
 
+        def found(result: psycopg.pq.abc.PGresult) -> None:
+            if result.ntuples != 1:
+                self._look_again({writer.version.table.name})
+                raise WriteConflict(f"another table has the name of {table.table} on the target by now")
+
         key = [self._key, *map(state.text, table.table), state.text(table.generation)]
         with self._transaction(f"loading {table.table}", durable=False) as session:
             session.queue(state.HOLD_TABLE, key, held)
@@ -406,6 +439,9 @@ class PostgresTarget:
                 state.ADD_CHUNK,
                 [*key, state.text(chunk), state.text(max(rows, 0))],
                 lambda result: there.append(result.command_tuples != 1),
+            )
+            session.queue(
+                state.HAS_ITS_NAME, [state.text(quote(*writer.version.table.name)), state.text(writer.shape.oid)], found
             )
             session.flush()
             if there[0]:
@@ -468,7 +504,7 @@ class PostgresTarget:
     def finish(self, version: Registered, table: TableProgress) -> bool:
         if not table.made:
             return True
-        definition = version.table
+        definition = self._placed(version.table)
         done = self._build("finish", definition.id, after_load(definition, version=self._major))
         if done:
             self._look_again({definition.name})
@@ -657,6 +693,8 @@ class PostgresTarget:
         of it comes before that, as the stream would tell its new name first.
         """
         session, waits = self._session, _aside(table.id, table.name.schema)
+        if displaces is not None:
+            session.queue(state.KEEP_LOADS_OUT, [self._key, *map(state.text, displaces)])
         # Others may be about to do the same to the other one.
         session.query(f"select pg_advisory_xact_lock({state.LOCK})")
         self._redefined |= {table.name, name, waits}
@@ -666,7 +704,7 @@ class PostgresTarget:
             session.run(f"alter table {quote(*name)} rename to {quote(aside.name)}", table.id)
             self._redefined.add(aside)
             self._look_again({name, aside})
-        return table if self._shape(waits) is None else table.model_copy(update={"renamed": waits})
+        return self._placed(table)
 
     def _require_redefined(self, before: Table, after: Table, *, made: bool) -> None:
         """Raise `SchemaUnsupported` unless somebody has made of a table what it is from here on, as far as rows can
@@ -811,9 +849,17 @@ class TakenLetters:
         self._session.queue(state.CHANGE_LETTER, [self._pipeline, *values])
 
 
+class _Placed(Registered):
+    """A version of a table that has another name here for now."""
+
+    def __init__(self, whole: Registered, table: Table) -> None:
+        self.schema_id, self.changes, self.id, self.layout = whole.schema_id, whole.changes, whole.id, whole.layout
+        self.table = table
+
+
 def _aside(table: TableId, schema: str) -> TableId:
     """Return what a table is called while another one has got its name."""
-    return TableId(schema, f"penstock aside {zlib.crc32(str(table).encode()):08x}")
+    return TableId(schema, f"{ASIDE_PREFIX}{zlib.crc32(str(table).encode()):08x}")
 
 
 def _ends(move: TableMove) -> bool:

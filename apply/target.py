@@ -209,7 +209,7 @@ class Target(Protocol):
         is stored then; a table made here has `made` set. Raises `TableRefused`, for all, if there is a table where none
         should be, or one that does not fit."""
 
-    def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
+    def restart(self, piece: Redefinition, move: TableMove) -> None:
         """Empty the table, make of it the version that is loaded next, and forget its chunks, together with the move to
         a new generation."""
 

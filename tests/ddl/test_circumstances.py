@@ -54,7 +54,7 @@ def test_a_table_is_altered_while_it_is_loaded(simple: Project) -> None:
 def test_several_changes_come_together_when_nobody_followed(simple: Project) -> None:
     followed = Followed(simple)
     followed.do(
-        "create schema shop", *(TABLE.format(t=name) for name in "abc"), *(ROWS.format(t=name) for name in "abc")
+        "create schema shop", *(TABLE.format(t=name) for name in "abce"), *(ROWS.format(t=name) for name in "abce")
     )
     followed.start()
     followed.sync()
@@ -76,6 +76,11 @@ def test_several_changes_come_together_when_nobody_followed(simple: Project) -> 
         "update shop.a set y = 'z' where id < 50",
         "alter table shop.c add column y text default 'y'",
         "alter table shop.d alter column note set default 'd'",
+        # Rewritten twice before anybody looks, the second time with values that the stream does not tell.
+        "alter table shop.e alter column amount type text",
+        "update shop.e set amount = 'x' where id = 1",
+        "alter table shop.e add column r float default random()",
+        "update shop.e set amount = 'y' where id = 2",
     )
     followed.start()
     followed.sync()
@@ -89,7 +94,37 @@ def test_several_changes_come_together_when_nobody_followed(simple: Project) -> 
 
     simple.wait_until("the same columns", there, followed.run)
     followed.sync()
+    assert "values of its own" in followed.states()["e"][1]
+    simple.succeed("reload", str(simple.file), "shop.e")
+    followed.sync()
     assert simple.differences() == []
+    followed.stop()
+
+
+def test_a_table_that_is_paused_while_another_gets_its_name_goes_on_as_itself(simple: Project) -> None:
+    followed = Followed(simple)
+    followed.do("create schema shop")
+    for name in "abcd":
+        followed.do(TABLE.format(t=name), ROWS.format(t=name), f"update shop.{name} set note = '{name}'")
+    followed.start()
+    followed.sync()
+    simple.succeed("pause", str(simple.file), "shop.b", "shop.d")
+    for one_name, other in ("ab", "cd"):
+        followed.do(
+            f"insert into shop.{other} values (9001, 'before', 1)",
+            f"alter table shop.{one_name} rename to x",
+            f"alter table shop.{other} rename to {one_name}",
+            f"alter table shop.x rename to {other}",
+            f"insert into shop.{one_name} values (9002, 'after', 1)",
+            f"insert into shop.{other} values (9003, 'after', 1)",
+        )
+    followed.sync()
+    simple.succeed("resume", str(simple.file), "shop.b")
+    simple.succeed("reload", str(simple.file), "shop.d")
+    followed.sync()
+    assert simple.differences() == []
+    assert one(simple.target, "select count(*) from pg_class where relname like 'penstock aside %'") == 0
+    assert {state[0] for state in followed.states().values()} == {"live"}
     followed.stop()
 
 

@@ -304,7 +304,7 @@ def tables_left_out_stay_in_their_groups() -> None:
 def chunks_of_an_old_generation_stay() -> None:
     """A table that begins again is not emptied."""
 
-    def restart(self: _Any, before: _Any, version: _Any, move: TableMove) -> None:
+    def restart(self: _Any, piece: _Any, move: TableMove) -> None:
         with self._transaction("restart") as transaction:
             self._moved(transaction, move)
 

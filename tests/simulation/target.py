@@ -252,8 +252,8 @@ class SimulatedTarget:
     def get_ready(self, version: Registered) -> None:
         """Nothing: tables of this world rest on nothing."""
 
-    def restart(self, before: Registered, version: Registered, move: TableMove) -> None:
-        with self._transaction(f"restart {version.table.id}") as transaction:
+    def restart(self, piece: Redefinition, move: TableMove) -> None:
+        with self._transaction(f"restart {move.progress.table}") as transaction:
             held = self._moved(transaction, move)
             held.rows, held.chunks, held.letters = Rows(), frozenset(), ()
 
