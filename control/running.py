@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from control import wiring
+from control.draining import drain
 from control.herald import Herald
 from control.logs import LogFile, Redactor, configure
 from control.messages import Messages
@@ -55,7 +56,7 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
     ports = _ports(metrics_port)
     services = [
         _service(pipeline, "holder", wiring.holder, messages.put, next(ports)),
-        _service(pipeline, "capture", wiring.capture, messages.put, next(ports)),
+        _service(pipeline, "capture", wiring.capture, messages.put, next(ports), Vital.FEEDING),
     ]
     for target in pipeline.targets:
         for n in range(_workers(pipeline.workers.apply)):
@@ -71,7 +72,8 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
             services.append(_service(pipeline, f"snapshot-{n}", make, messages.put, next(ports), Vital.USEFUL))
     services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
     if pipeline.source.wal_budget is not None:
-        services.append(_service(pipeline, "retention", wiring.retention, messages.put, next(ports)))
+        services.append(_service(pipeline, "retention", wiring.retention, messages.put, next(ports), Vital.FEEDING))
+    services.append(Service("drain", partial(drain, pipeline, messages.put), Vital.LAST))
     with only_one(pipeline.state):
 
         def look() -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from control.service import Backoff, Exit, StopSignal, signals
-from schemas.errors import LogUnavailable, OperatorError
+from schemas.errors import LogUnavailable, OperatorError, PermissionMissing, PositionLost, SchemaUnsupported
 
 _PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 15.0
@@ -53,6 +53,8 @@ class Vital(Enum):
     """What it means for the pipeline that a service has stopped for good."""
 
     ESSENTIAL = auto()  # nothing can go on: stop everything
+    FEEDING = auto()  # nothing new comes: what there is is worked off first, if it is right
+    LAST = auto()  # it runs only then, and ends when that is done
     USEFUL = auto()  # the others go on without it
     JUDGE = auto()  # it decides: when it ends with 0, all is done
 
@@ -77,6 +79,11 @@ class Refusal(NamedTuple):
     service: str
     message: str
     remedy: str
+    kind: str = ""  # of error
+
+
+_FED_RIGHT = frozenset({PositionLost.__name__, PermissionMissing.__name__, SchemaUnsupported.__name__})
+"""After these errors what is there is as good as before: only what would have come next is missing."""
 
 
 @dataclass(slots=True)
@@ -108,7 +115,7 @@ class Supervisor:
         stop: StopSignal | None = None,
         stalled: float = _STALLED_SECONDS,
     ) -> None:
-        self._children = [_Child(service) for service in services]
+        self._children = [_Child(service, due=None if service.vital is Vital.LAST else 0.0) for service in services]
         self._bounded, self._pids, self._say = bounded, pids, say
         self._stop = stop or StopSignal()
         # When each service began its latest step, written by it: a pipe would fill while nobody reads.
@@ -118,6 +125,7 @@ class Supervisor:
             os.set_blocking(end, False)
         self.refusals: list[Refusal] = []
         self.complete = False
+        self._starved = False  # what feeds the others has stopped for good
 
     def run(self) -> Exit:
         """Run until the end and return the exit code; nothing of ours runs any more then."""
@@ -159,7 +167,7 @@ class Supervisor:
                     return result
             if not any(c.pid or c.due is not None for c in self._children):
                 return Exit.OPERATOR if self.refusals else Exit.DONE
-        return Exit.DONE
+        return Exit.OPERATOR if self._starved else Exit.DONE
 
     def _tell_stalled(self) -> None:
         """Tell of services whose step goes on and on: each waits for an answer, from whomever."""
@@ -230,13 +238,18 @@ class Supervisor:
             if service.vital is Vital.JUDGE:
                 self.complete = True
                 return Exit.DONE
-            return None
+            return Exit.OPERATOR if service.vital is Vital.LAST else None
         if code == Exit.OPERATOR:
             words = json.loads(told) if told else {}
-            self.refusals.append(Refusal(service.name, words.get("message", "stopped"), words.get("remedy", "")))
+            refusal = Refusal(
+                service.name, words.get("message", "stopped"), words.get("remedy", ""), words.get("kind", "")
+            )
+            self.refusals.append(refusal)
+            if service.vital is Vital.FEEDING and self._work_off(refusal):
+                return None
             if service.vital is not Vital.USEFUL or self._bounded:
                 return Exit.OPERATOR
-            self._say(refusal_text(self.refusals[-1]) + "\n  the other services go on")
+            self._say(refusal_text(refusal) + "\n  the other services go on")
             return None
         why = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         pause = child.backoff.next(ran)
@@ -249,6 +262,18 @@ class Supervisor:
         child.due = time.monotonic() + (0.0 if child.backoff.failures == 1 else pause)
         self._say(f"penstock: {service.name} {why}; it is started again")
         return None
+
+    def _work_off(self, refusal: Refusal) -> bool:
+        """Let the others finish what they have been fed with, if that is right; return whether they do."""
+        last = [child for child in self._children if child.service.vital is Vital.LAST]
+        if refusal.kind not in _FED_RIGHT or not last:
+            return False
+        if not self._starved:
+            self._starved = True
+            for child in last:
+                child.due = 0.0
+            self._say(refusal_text(refusal) + "\n  the others go on until the targets have all that is in the log")
+        return True
 
     def _end_all(self) -> None:
         """Ask every child to stop, wait, and kill those that don't."""
@@ -303,7 +328,8 @@ def _become(service: Service, supervisor: int, report: int, foreign: list[int]) 
             try:
                 code = service.run()
             except OperatorError as error:
-                os.write(report, json.dumps({"message": str(error), "remedy": error.remedy}).encode()[:60_000])
+                words = {"kind": type(error).__name__, "message": str(error), "remedy": error.remedy}
+                os.write(report, json.dumps(words).encode()[:60_000])
                 code = Exit.OPERATOR
     except BaseException:
         traceback.print_exc()

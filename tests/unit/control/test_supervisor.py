@@ -12,7 +12,7 @@ import pytest
 
 from control.service import Backoff, Exit, StopSignal
 from control.supervisor import Service, Supervisor, Vital, current_beat, current_stop, only_one
-from schemas.errors import OperatorError, PositionLost
+from schemas.errors import LogRewound, OperatorError, PositionLost
 
 
 def until_stopped() -> int:
@@ -149,6 +149,57 @@ def test_the_others_go_on_without_a_useful_one(tmp_path: Path) -> None:
     )
     assert code is Exit.OPERATOR
     assert any("the others go on" in line or "the other services go on" in line for line in said)
+
+
+def refuse_the_log() -> int:
+    raise LogRewound("it is another log")
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_what_is_there_is_worked_off_when_what_feeds_the_others_has_stopped(tmp_path: Path, bounded: bool) -> None:
+    drained, ended = tmp_path / "drained", tmp_path / "ended"
+
+    def work() -> int:
+        until_stopped()
+        ended.write_text(str(drained.exists()))
+        return 0
+
+    def last() -> int:
+        drained.touch()
+        return 0
+
+    code, supervisor, said = supervise(
+        Service("capture", refuse, Vital.FEEDING),
+        Service("apply", work),
+        Service("drain", last, Vital.LAST),
+        bounded=bounded,
+    )
+    assert code is Exit.OPERATOR and ended.read_text() == "True"
+    assert [(r.service, r.kind) for r in supervisor.refusals] == [("capture", "PositionLost")]
+    assert said == [
+        "penstock: capture: the slot is gone\n  drop it\n  the others go on until the targets have all that"
+        " is in the log"
+    ]
+
+
+def test_a_stop_while_what_is_there_is_worked_off_is_no_good_end(tmp_path: Path) -> None:
+    def stop() -> int:
+        os.kill(os.getppid(), signal.SIGTERM)
+        return until_stopped()
+
+    code, _, _ = supervise(Service("capture", refuse, Vital.FEEDING), Service("drain", stop, Vital.LAST))
+    assert code is Exit.OPERATOR
+
+
+def test_nothing_is_worked_off_that_may_be_wrong(tmp_path: Path) -> None:
+    drained = tmp_path / "drained"
+
+    def last() -> int:
+        drained.touch()
+        return 0
+
+    code, _, _ = supervise(Service("capture", refuse_the_log, Vital.FEEDING), Service("drain", last, Vital.LAST))
+    assert code is Exit.OPERATOR and not drained.exists()
 
 
 def test_in_a_bounded_run_nothing_goes_on_without_a_service() -> None:
