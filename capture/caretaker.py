@@ -44,24 +44,23 @@ def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Seque
     with connection.cursor(row_factory=tuple_row) as cursor:
         rows = cursor.execute(PRESENT, {"oids": [leaf.oid for table in tables for leaf in table.leaves]})
         present = {oid: (TableId(schema, name), set(columns)) for oid, schema, name, columns in rows}
-    existing = []
-    for table in tables:
-        leaves = [leaf for leaf in table.leaves if leaf.oid in present]
-        kept: set[str] = set().union(*(present[leaf.oid][1] for leaf in leaves)) if leaves else set()
-        existing.append(
-            table.model_copy(
-                update={
-                    "leaves": tuple(Leaf(id=present[leaf.oid][0], oid=leaf.oid) for leaf in leaves),
-                    "columns": tuple(column for column in table.columns if column.name in kept),
-                }
-            )
-        )
+    existing = [_as_it_is(table, present) for table in tables]
     if problems := replication.publication_problems(connection, setup.publications[0], existing):
         raise PrerequisiteMissing(
             "; ".join(problems),
             remedy="bring the publications back to what they were; if rows of the tables that are named were changed"
             f" meanwhile, {LOAD_AGAIN}",
         )
+
+
+def _as_it_is(table: Table, present: Mapping[int, tuple[TableId, set[str]]]) -> Table:
+    """Return a table with the leaves and columns that it still has: itself if that is all of them, as it mostly is."""
+    leaves = [(present[leaf.oid][0], leaf.oid) for leaf in table.leaves if leaf.oid in present]
+    kept: set[str] = set().union(*(present[oid][1] for _, oid in leaves))
+    columns = tuple(column for column in table.columns if column.name in kept)
+    if columns == table.columns and leaves == [(leaf.id, leaf.oid) for leaf in table.leaves]:
+        return table
+    return table.model_copy(update={"leaves": tuple(Leaf(id=id, oid=oid) for id, oid in leaves), "columns": columns})
 
 
 def publications_untouched(connection: psycopg.Connection, setup: Setup, before: Mapping[tuple[str, int], str]) -> None:
