@@ -84,6 +84,17 @@ where highest.value > now.last_value
 """
 
 
+RESTART_SEQUENCES = """
+select pg_catalog.setval(s.seqrelid::regclass, s.seqstart, false)
+from pg_depend d
+join pg_sequence s on s.seqrelid = d.objid
+where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = {oid}
+  and d.refobjsubid > 0 and d.deptype in ('a', 'i') and has_sequence_privilege(s.seqrelid, 'update')
+"""
+"""What `restart identity` does, and no more than a right to write is needed for. If all is rolled back it is done
+again: a truncate that was captured comes back until it is carried out."""
+
+
 class PostgresTarget:
     """A PostgreSQL database. One connection does the work; indexes and keys are made on others."""
 
@@ -817,6 +828,9 @@ class PostgresTarget:
         for writer in writers:
             if writer not in together:
                 self._session.run(f"delete from {writer.target}", writer.id)
+        for change, writer in zip(changes, writers, strict=True):
+            if change.net.restarted:
+                self._session.query(RESTART_SEQUENCES.format(oid=writer.shape.oid), writer.id)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

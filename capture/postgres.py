@@ -69,6 +69,9 @@ that a few thousand small transactions a second go on at once, each as it comes.
 SLICE_BYTES = 256 << 10
 """Read between two looks at the clock."""
 
+RESTART_IDENTITY = 2
+"""An option of TRUNCATE, as pgoutput sends it."""
+
 NAP_SECONDS = 0.0001
 """When the socket is dry: a reader that wakes for every message makes the server send every message by itself, which
 halves the rate of both; 0.1 ms let them pile up."""
@@ -359,7 +362,7 @@ class PostgresSource:
         elif event == RELATION:
             self._bind(self._decoder.relation)
         elif event == TRUNCATE:
-            self._truncate(self._decoder.truncated[1])
+            self._truncate(*self._decoder.truncated)
         elif event == MESSAGE:
             _, _, prefix, content = self._decoder.message
             if prefix == definitions.PREFIX:
@@ -422,7 +425,7 @@ class PostgresSource:
             if id == version.id and matches(version.table, relation, planned):
                 self._decoder.bind(oid, version.layout, self._slot(version))
 
-    def _truncate(self, oids: tuple[int, ...]) -> None:
+    def _truncate(self, options: int, oids: tuple[int, ...]) -> None:
         """Record that tables were emptied, or partitions of them."""
         tables: dict[TableId, list[int]] = {}
         for oid in oids:
@@ -430,12 +433,12 @@ class PostgresSource:
                 tables.setdefault(self._bound[oid][0], []).append(oid)
         for id, leaves in tables.items():
             if id in self._left_out:
-                self._decoder.append_truncate(leaves[0])
+                self._decoder.append_truncate(leaves[0], False)
                 continue
             with translated("source", f"looking up {id}"):
                 whole = self._relations.whole(self._catalogue(), id, leaves, self._decoder.xid)
             if whole:
-                self._decoder.append_truncate(leaves[0])
+                self._decoder.append_truncate(leaves[0], bool(options & RESTART_IDENTITY))
             else:
                 self._append(self._relations.emptied(id, leaves))
 

@@ -25,6 +25,7 @@ cdef enum:
     OP_TRUNCATE = 3
     OP_READ = 4
     OP_DEFINE = 5
+    OP_RESTART = 6
 
 cdef class Layout:
     cdef readonly object schema_id

@@ -93,6 +93,10 @@ class Net:
         """Whether there was a TRUNCATE: the target's table is to be emptied before all else."""
 
     @property
+    def restarted(self) -> bool:
+        """Whether one of them was a RESTART: the table's own sequences are to begin anew."""
+
+    @property
     def pending_bytes(self) -> int:
         """About how much memory the changes take."""
 

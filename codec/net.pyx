@@ -121,6 +121,7 @@ cdef class Net:
     cdef readonly Py_ssize_t updates
     cdef readonly Py_ssize_t deletions
     cdef readonly bint truncated
+    cdef readonly bint restarted
     cdef readonly bint insert_only
     cdef list kept  # the objects that entries point into
     cdef Entry* entry
@@ -266,6 +267,9 @@ cdef class Net:
                 if last_seen:
                     continue
             taken += 1
+            if head.op == OP_RESTART:
+                self.restarted = True
+                head.op = OP_TRUNCATE
             if key.at != NULL:
                 if left(&key) < 5 or key.at[0] != 0 or load32(key.at + 1) != schema + 1:
                     malformed(b"a key of another schema than its value")
@@ -650,7 +654,7 @@ def keyed(Layout layout not None, data, visibility=None):
             get_head(&value, &head)
             if head.op == OP_DEFINE or head.xid < xmin or (head.xid < xmax and head.xid not in xip):
                 continue
-            if head.op == OP_TRUNCATE:
+            if head.op == OP_TRUNCATE or head.op == OP_RESTART:
                 truncate = record
                 found.clear()
                 continue

@@ -62,8 +62,8 @@ class ChangeDecoder:
         log can't carry without loss.
         """
 
-    def append_truncate(self, relation_oid: int) -> None:
-        """Append a TRUNCATE record of a relation; it has no key, and takes the next ordinal.
+    def append_truncate(self, relation_oid: int, restart: bool) -> None:
+        """Append a TRUNCATE or RESTART record of a relation; it has no key, and takes the next ordinal.
 
         The decoder appends none by itself: TRUNCATE names relations that may not be chosen, or leaves of which some
         are. Raises `DecodeError` like `feed`.

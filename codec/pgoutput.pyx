@@ -596,7 +596,7 @@ cdef class ChangeDecoder:
         put(out, self.trail, self.trail_size)
         return 0
 
-    def append_truncate(self, relation_oid):
+    def append_truncate(self, relation_oid, restart):
         cdef Binding* binding
         cdef Buffer* out
         cdef Layout layout
@@ -615,7 +615,7 @@ cdef class ChangeDecoder:
         frame = out.size
         reserve(out, 100)
         out.size += 8
-        self.put_head(OP_TRUNCATE, layout, out)
+        self.put_head(OP_RESTART if restart else OP_TRUNCATE, layout, out)
         put(out, b"\0\0\0", 3)
         store32_little(out.data + frame, NONE)
         store32_little(out.data + frame + 4, <uint32_t>(out.size - frame - 8))

@@ -129,7 +129,7 @@ def encode(Layout layout not None, change):
     cdef Field* fields
     cdef int op = change.op
     cdef int64_t number
-    if op < OP_INSERT or op > OP_DEFINE:
+    if op < OP_INSERT or op > OP_RESTART:
         raise ValueError(f"operation {op} does not exist")
     out.data = NULL
     out.size = out.capacity = 0

@@ -976,7 +976,7 @@ cdef int get_head(Reader* reader, Head* head) except -1:
     get_long(reader, &head.xid)
     get_long(reader, &head.ordinal)
     get_long(reader, &head.commit_time)
-    if head.op < OP_INSERT or head.op > OP_DEFINE:
+    if head.op < OP_INSERT or head.op > OP_RESTART:
         return malformed(b"an operation that does not exist")
     return 0
 

@@ -91,6 +91,9 @@ def _columns(table: Table, version: int) -> Iterator[Loss]:
         for pattern, since in FUNCTIONS_SINCE:
             if version < since and (found := pattern.search(f"{column.default} {column.generated}")):
                 yield Loss(table.id, what, f"{found[0]}…) came with PostgreSQL {since}", refused=True)
+        if column.source_type == '"char"' and version < 16:
+            told = "a byte above 127, as 16 and newer write it, would become a backslash"
+            yield Loss(table.id, what, told, refused=False)
         if column.generated_virtual and version < 18:
             yield Loss(table.id, what, "it is virtual, of PostgreSQL 18: the target stores it", refused=False)
 

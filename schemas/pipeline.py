@@ -368,6 +368,10 @@ def load_pipeline(path: Path, variables: Mapping[str, str] | None = None) -> Pip
     return pipeline
 
 
+_DEEPEST = 32
+"""More than any pipeline file needs. An alias within its own anchor has no end, and time goes with its square."""
+
+
 def _read(text: str, lines: _Lines, variables: Mapping[str, str]) -> Any:
     """Return what a file says as plain Python values. Raises `YAMLError`, `RecursionError` or `ConfigInvalid`."""
     loader = yaml.SafeLoader(text)
@@ -387,6 +391,8 @@ def _plain(
     """Return a node as plain Python values and note where everything stands."""
     if node is None:
         return None
+    if len(path) > _DEEPEST:
+        raise RecursionError
     if isinstance(node, yaml.MappingNode):
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -68,6 +68,7 @@ class Op(IntEnum):
     TRUNCATE = 3
     READ = 4  # by a load
     DEFINE = 5  # nothing to a row: from here on the table is what the schema id says
+    RESTART = 6  # a truncate after which the table's own sequences begin anew
 
 
 def avro_name(name: str, taken: set[str]) -> str:

@@ -125,7 +125,7 @@ def _keys(
             version = versions.get(about.schema_id)
             if version is None or all(snapshot.sees(about.xid) for snapshot in snapshots):
                 continue
-            if about.op == Op.TRUNCATE:
+            if about.op in {Op.TRUNCATE, Op.RESTART}:
                 raise StartAgain("it was truncated")
             if version.left_out is not None:
                 raise StartAgain("rows of it were left out")

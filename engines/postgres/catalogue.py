@@ -141,6 +141,11 @@ def _collector_resting() -> Iterator[None]:
             gc.enable()
 
 
+FULL_WITHOUT_GENERATED_SINCE = 18
+"""From here on a table whose replica identity is full takes no updates and deletes when they are published and it has
+generated columns: the application's own would fail. A virtual one can't be published at all."""
+
+
 class _Details(NamedTuple):
     """Answers about the chosen tables, by the oid of the table (by that of the leaf: identities and sizes)."""
 
@@ -154,6 +159,7 @@ class _Details(NamedTuple):
     pages: Mapping[int, int]
     nodes: Mapping[int, str]
     missing: Mapping[int, Sequence[TupleRow]]
+    version: int
 
     @staticmethod
     def read(conn: psycopg.Connection, catalogue: Catalogue, roots: list[int]) -> _Details:
@@ -174,6 +180,7 @@ class _Details(NamedTuple):
             pages=pages(conn, leaves),
             nodes=filenodes(conn, leaves),
             missing=_by_table(ask(conn, queries.MISSING, oids=leaves)),
+            version=conn.info.server_version // 10_000,
         )
 
 
@@ -306,6 +313,9 @@ def _identity(details: _Details, oid: int, carried: list[str]) -> tuple[Identity
     if len(keys) > 1 or Identity.NOTHING in identities:
         return Identity.NOTHING, ()
     if len(identities) > 1 and keys == {()}:
+        return Identity.NOTHING, ()
+    generates = any(generated for *_, generated in (row[:9] for row in details.columns.get(oid, ())))
+    if generates and Identity.FULL in identities and details.version >= FULL_WITHOUT_GENERATED_SINCE:
         return Identity.NOTHING, ()
     return (Identity.FULL if identities == {Identity.FULL} else Identity.KEY), keys.pop()
 

@@ -69,9 +69,11 @@ select n.nspname, c.relname, pg_get_userbyid(c.relowner)
 GENERATED_KEYS = f"""
 select distinct n.nspname, c.relname
 {CHOSEN}
-  join pg_index i on i.indrelid = c.oid
-  join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey::int2[]) and a.attgenerated <> ''
- where (i.indisreplident and c.relreplident = 'i') or (i.indisprimary and c.relreplident = 'd')
+  join pg_attribute a on a.attrelid = c.oid and a.attgenerated <> ''
+ where (c.relreplident = 'f' and current_setting('server_version_num')::int >= 180000)
+    or exists (select from pg_index i
+                where i.indrelid = c.oid and a.attnum = any (i.indkey::int2[])
+                  and (i.indisreplident and c.relreplident = 'i' or i.indisprimary and c.relreplident = 'd'))
  order by n.nspname, c.relname
 """
 
@@ -175,6 +177,16 @@ select n.nspname, c.relname, t.tgname
  order by n.nspname, c.relname, t.tgname
 """
 """Triggers that fire although rows are replicated."""
+
+ALWAYS_RULES = """
+select n.nspname, c.relname, r.rulename
+  from pg_rewrite r
+  join pg_class c on c.oid = r.ev_class
+  join pg_namespace n on n.oid = c.relnamespace
+ where c.oid = any (%(oids)s::oid[]) and r.ev_enabled in ('A', 'R')
+ order by n.nspname, c.relname, r.rulename
+"""
+"""The same of rules. Those that are in force only at the origin are passed over."""
 
 REFERRERS = """
 select distinct n.nspname, c.relname, rn.nspname, r.relname

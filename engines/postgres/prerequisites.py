@@ -190,8 +190,10 @@ def _identities(found: Found, conn: psycopg.Connection, tables: Sequence[Table],
     generated = {TableId(*row) for row in ask(conn, queries.GENERATED_KEYS, **roots)}
     if generated:
         found.error(
-            f"source: the key of {some(sorted(generated))} has a generated column, which is not in the stream",
-            "alter table … replica identity using index …  (a unique index on other columns, not null)",
+            f"source: the replica identity of {some(sorted(generated))} has a generated column, which is not in the"
+            " stream",
+            "alter table … replica identity using index …  (a unique index on other columns, not null), or default, if"
+            " there is a primary key without it",
         )
     keyless = [t.id for t in tables if t.identity is Identity.NOTHING and t.id not in generated]
     if keyless:

@@ -203,6 +203,11 @@ def _writable(found: Found, conn: psycopg.Connection, oids: list[int]) -> None:
             f"target: trigger {trigger} of {TableId(schema, name)} fires for replicated rows too",
             f"alter table {quote(schema, name)} enable trigger {quote(trigger)}, which leaves replicated rows alone",
         )
+    for schema, name, rule in ask(conn, queries.ALWAYS_RULES, oids=oids):
+        found.warning(
+            f"target: rule {rule} of {TableId(schema, name)} changes what is done for replicated rows too",
+            f"alter table {quote(schema, name)} enable rule {quote(rule)}, which leaves replicated rows alone",
+        )
 
 
 def _rows(found: Found, conn: psycopg.Connection, there: Mapping[TableId, Table], prepare: Prepare) -> None:
@@ -254,6 +259,14 @@ def _compare(found: Found, source: Table, target: Table, keys: list[set[str]]) -
             found.warning(
                 f"{what}: column {column.name} takes no nulls, at the source it does",
                 f"alter table {name} alter column {quote(column.name)} drop not null",
+            )
+    for made in source.definition.columns:
+        if made.generated and made.name in columns:
+            how = "virtual" if made.generated_virtual else "stored"
+            found.warning(
+                f"{what}: column {made.name} is generated at the source, so it is not sent, and stays as it is here",
+                f"alter table {name} drop column {quote(made.name)}, add column {quote(made.name)}"
+                f" {made.source_type} generated always as ({made.generated}) {how}",
             )
     carried = {column.name for column in source.columns}
     for extra in target.definition.columns:

@@ -231,8 +231,8 @@ def test_a_writer_that_dies_amid_pieces_leaves_no_record(
     where, value = table(names), os.urandom(PIECE_BYTES * 4)
     with log.writer("changes") as writer:
 
-        def dying(records: list[tuple[bytes | None, bytes | None]], size: int) -> Iterator[tuple[list[Outgoing], int]]:
-            for number, bundle in enumerate(bundles(records, size)):
+        def dying(block: Block) -> Iterator[tuple[list[Outgoing], int]]:
+            for number, bundle in enumerate(bundles(block)):
                 if number == 3:  # two are sent, the third is held back
                     assert isinstance(writer, KafkaWriter)
                     writer._drain()

@@ -55,7 +55,7 @@ def stream(data: bytes) -> None:
                     decoder.ignore(oid)
             elif event == TRUNCATE:
                 for oid in decoder.truncated[1]:
-                    decoder.append_truncate(oid)
+                    decoder.append_truncate(oid, False)
     for slot, (count, block, _) in decoder.take().items():
         records = frames.unpack(block)
         assert len(records) == count

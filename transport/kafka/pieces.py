@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from confluent_kafka import Message
 
 from codec.frames import pack, unpack
+from schemas.errors import IntegrityError
 from transport.log import Block
 
 PIECE_BYTES = 4 << 20
@@ -24,6 +26,10 @@ HEADER = "penstock.piece"
 Pair = tuple[bytes | None, bytes | None]
 Headers = list[tuple[str, str | bytes | None]]
 Outgoing = tuple[bytes | None, bytes | None] | tuple[bytes | None, bytes | None, Headers]
+
+
+_SIZES = struct.Struct("<II")  # of a record's key and value, as a `Block` is framed
+_NONE = 0xFFFFFFFF
 
 
 class Piece(NamedTuple):
@@ -43,16 +49,23 @@ class Stretch(NamedTuple):
     piece: Piece | None = None
 
 
-def bundles(records: list[Pair], size: int) -> Iterator[tuple[list[Outgoing], int]]:
-    """Yield the messages of records that have `size` bytes, with theirs: small ones together, each piece alone."""
-    if records and size <= PIECE_BYTES:
-        yield list(records), size
+def bundles(block: Block) -> Iterator[tuple[list[Outgoing], int]]:
+    """Yield the messages of a block's records, with their size: small ones together, each piece of a large one alone.
+
+    Of a large value no more than a piece is copied. Raises `IntegrityError` if the block holds fewer or more records.
+    """
+    if len(block.data) <= PIECE_BYTES:
+        records = unpack(block.data)
+        _require(block, len(records))
+        if records:
+            yield list(records), len(block.data)
         return
     small: list[Outgoing] = []
-    held = 0
-    for key, value in records:
+    held = count = 0
+    for key, value in _views(block.data):
+        count += 1
         if value is None or len(value) <= PIECE_BYTES:
-            small.append((key, value))
+            small.append((key, None if value is None else bytes(value)))
             held += len(value or b"")
             continue
         if small:
@@ -60,10 +73,27 @@ def bundles(records: list[Pair], size: int) -> Iterator[tuple[list[Outgoing], in
             small, held = [], 0
         name, of = os.urandom(8).hex(), -(-len(value) // PIECE_BYTES)
         for number in range(1, of + 1):
-            part = value[(number - 1) * PIECE_BYTES : number * PIECE_BYTES]
+            part = bytes(value[(number - 1) * PIECE_BYTES : number * PIECE_BYTES])
             yield [(key, part, [(HEADER, f"{name}/{number}/{of}".encode())])], len(part)
     if small:
         yield small, held
+    _require(block, count)
+
+
+def _views(data: bytes) -> Iterator[tuple[bytes | None, memoryview | None]]:
+    """Yield the records of a block without copying their values."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        key_size, value_size = _SIZES.unpack_from(view, at)
+        middle = at + _SIZES.size + (0 if key_size == _NONE else key_size)
+        key = None if key_size == _NONE else bytes(view[at + _SIZES.size : middle])
+        at = middle + (0 if value_size == _NONE else value_size)
+        yield key, None if value_size == _NONE else view[middle:at]
+
+
+def _require(block: Block, count: int) -> None:
+    if count != block.count:
+        raise IntegrityError(f"a block of {block.count} records holds {count}")
 
 
 def piece_of(message: Message) -> Piece | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from codec.frames import unpack
 from schemas.errors import IntegrityError, LogRewound, LogUnavailable, ReplicationError, ValueUnsupported
 from transport.kafka.cluster import MESSAGE_BYTES, Cluster
 from transport.kafka.errors import Faults, failure, name_of
@@ -74,11 +73,8 @@ class KafkaWriter:
     def append(self, partition: Partition, block: Block) -> int:
         with self._alive(f"append to {name_of(partition)}"):
             self._know(partition)
-            records = unpack(block.data)
-            if len(records) != block.count:
-                raise IntegrityError(f"a block of {block.count} records holds {len(records)}")
             taken = 0
-            for messages, size in bundles(records, len(block.data)):
+            for messages, size in bundles(block):
                 taken += len(messages)
                 self._add(partition, messages, size)
             return taken

@@ -166,7 +166,7 @@ class World:
             if item.table != table:
                 continue
             op = item.change.op.name
-            if op == "TRUNCATE":
+            if op in {"TRUNCATE", "RESTART"}:
                 state = {}
             elif op == "INSERT":
                 assert item.after is not None and item.after[key] not in state

@@ -148,7 +148,8 @@ def test_a_target_made_of_the_definitions_says_the_same(source_db: str, target_d
         source.execute("insert into shop.customers (name, quantity) values ('a', 1)")
         tables = catalogue.tables(source, everything)
         objects = catalogue.objects(source, tables)
-        assert all_losses(tables, objects, major(target)) == []
+        bytes_lost = ["column flag"] if major(target) < 16 else []
+        assert [loss.what for loss in all_losses(tables, objects, major(target))] == bytes_lost
         make(target, tables, objects)
         made = catalogue.tables(target, everything)
         assert [comparable(table) for table in made] == [comparable(table) for table in tables]
@@ -167,12 +168,12 @@ def test_newer_words_come_through_and_leave_an_older_target_able_to_follow(targe
     ):
         newer.execute(
             "create table public.t (a int primary key, v int generated always as (a + 1) virtual, n int,"
-            " constraint e check (n > 0) not enforced);"
+            ' c "char", constraint e check (n > 0) not enforced);'
             " insert into public.t (a) values (1);"
             " alter table public.t add constraint nn not null n not valid"
         )
         (table,) = catalogue.tables(newer, everything)
-        assert [column.name for column in table.columns] == ["a", "n"]
+        assert [column.name for column in table.columns] == ["a", "n", "c"]
         assert table.columns[1].nullable
         assert table.definition.columns[1].generated_virtual
         objects = catalogue.objects(newer, [table])
@@ -180,7 +181,12 @@ def test_newer_words_come_through_and_leave_an_older_target_able_to_follow(targe
         make(newer, [table], objects)
         (again,) = catalogue.tables(newer, everything)
         assert comparable(again) == comparable(table)
-        assert {loss.what for loss in all_losses([table], objects, major(older))} == {"column v", "e", "nn"}
+        bytes_lost = {"column c"} if major(older) < 16 else set()
+        assert {loss.what for loss in all_losses([table], objects, major(older))} == {
+            "column v",
+            "e",
+            "nn",
+        } | bytes_lost
         make(older, [table], objects)
         (older_table,) = catalogue.tables(older, everything)
         assert older_table.definition.columns[1].generated

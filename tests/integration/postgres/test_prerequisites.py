@@ -17,7 +17,7 @@ from engines.postgres.connect import connect
 from engines.postgres.prerequisites import Problem, source_problems, target_problems
 from engines.postgres.replication import make_publications
 from schemas.pipeline import Mode
-from schemas.table import Objects, Table, TableId
+from schemas.table import Identity, Objects, Table, TableId
 
 pytestmark = pytest.mark.versions
 
@@ -123,7 +123,7 @@ def test_tables_that_cannot_be_followed_are_named(source_db: str, source: psycop
     )
     problems = source_problems(source_db, "p", everything, Mode.LOAD_AND_CHANGES)
     assert errors(problems) == [
-        "source: the key of public.made has a generated column, which is not in the stream",
+        "source: the replica identity of public.made has a generated column, which is not in the stream",
         "source: the changes of unlogged tables can't be followed: public.fleeting",
         "source: partitions that are foreign tables can't be read: public.part_f",
     ]
@@ -132,6 +132,26 @@ def test_tables_that_cannot_be_followed_are_named(source_db: str, source: psycop
     assert "public.whole without a key" in told
     assert "functions that are not carried: public.f()" in told
     assert all(problem.remedy for problem in problems if "fsync" not in problem.what)
+
+
+@pytest.mark.versions(where=lambda versions: versions.target == 18)
+def test_a_full_identity_with_a_generated_column_stops_no_update_of_the_application(
+    target: psycopg.Connection, target_db: str
+) -> None:
+    """PostgreSQL 18 refuses updates and deletes of such a table once they are published."""
+    target.execute(
+        "create table public.t (a int primary key, g int generated always as (a) stored, v int);"
+        "insert into public.t values (1); alter table public.t replica identity full"
+    )
+    [table] = catalogue.tables(target, everything)
+    assert (table.identity, table.key) == (Identity.NOTHING, ())
+    make_publications(target, "p", [table])
+    target.execute("update public.t set v = 1; delete from public.t")
+    told = errors(source_problems(target_db, "p", everything, Mode.LOAD_AND_CHANGES))
+    assert "source: the replica identity of public.t has a generated column, which is not in the stream" in told
+    target.execute("drop publication p, p_keyless; alter table public.t replica identity default")
+    [table] = catalogue.tables(target, everything)
+    assert (table.identity, table.key) == (Identity.KEY, (0,))
 
 
 def test_open_transactions_are_named_before_the_slot_waits_for_them(source_db: str, source: psycopg.Connection) -> None:
@@ -234,6 +254,20 @@ def test_tables_of_the_target_that_would_lose_something_are_refused(
     assert target_problems(target_db, [table], "truncate") == []
 
 
+def test_a_column_that_only_the_source_computes_is_told(
+    source: psycopg.Connection, target: psycopg.Connection, target_db: str
+) -> None:
+    table = plain_table(source, "create table public.t (a int primary key, g int generated always as (a * 2) stored)")
+    target.execute("create table public.t (a int primary key, g int)")
+    [problem] = target_problems(target_db, [table], "keep")
+    assert (
+        problem.what
+        == "target: public.t: column g is generated at the source, so it is not sent, and stays as it is here"
+    )
+    run(target, problem.remedy)
+    assert target_problems(target_db, [table], "keep") == []
+
+
 def test_rows_triggers_and_references_of_a_target_are_told(
     source: psycopg.Connection, target: psycopg.Connection, target_db: str
 ) -> None:
@@ -250,13 +284,18 @@ def test_rows_triggers_and_references_of_a_target_are_told(
         "create table public.outside (a int references public.t);"
         "create function public.f() returns trigger language plpgsql as 'begin return new; end';"
         "create trigger always before insert on public.t for each row execute function public.f();"
-        "alter table public.t enable always trigger always"
+        "alter table public.t enable always trigger always;"
+        "create rule quiet as on delete to public.t do instead nothing;"
+        "create rule loud as on delete to public.t do instead nothing; alter table public.t enable replica rule loud"
     )
     problems = target_problems(target_db, [table], "truncate")
     assert errors(problems) == [
         "target: public.outside, which is not of the pipeline, refers to public.t: it can't be emptied or dropped"
     ]
-    assert warnings(problems) == ["target: trigger always of public.t fires for replicated rows too"]
+    assert warnings(problems) == [
+        "target: trigger always of public.t fires for replicated rows too",
+        "target: rule loud of public.t changes what is done for replicated rows too",
+    ]
     target.execute("drop table public.t cascade; create view public.t as select 1 as a")
     assert errors(target_problems(target_db, [table], "create")) == ["target: public.t exists, but is no table"]
 

@@ -31,8 +31,9 @@ def test_what_changes_touch_is_told_without_their_version() -> None:
     assert truncate is None
     assert found == [(one, None, first[1]), (two, one, moved[1]), (two, None, gone[1])]
     assert [change for *_, change in keyed(layout, pack([first, gone]), (9, 9, ()))[1]] == [gone[1]]
-    emptied = record(layout, Op.TRUNCATE, None, None)
-    assert keyed(layout, pack([first, emptied, moved])) == (emptied[1], [(two, one, moved[1])])
+    for op in (Op.TRUNCATE, Op.RESTART):
+        emptied = record(layout, op, None, None)
+        assert keyed(layout, pack([first, emptied, moved])) == (emptied[1], [(two, one, moved[1])])
 
 
 def test_of_a_table_without_key_changes_touch_whole_rows() -> None:

@@ -304,6 +304,9 @@ def test_a_truncate_forgets_what_came_before_it() -> None:
     for shape in (PAIR, KEYLESS):
         row = ROW[: len(shape.kinds)]
         left = added(Change(Op.DELETE, before=row), Change(Op.TRUNCATE), Change(Op.INSERT, after=row), shape=shape)
-        assert left.truncated and left.insert_only
+        assert left.truncated and left.insert_only and not left.restarted
         assert left.rows()[0] == 1
+        assert left.records == 3
+        left = added(Change(Op.RESTART), Change(Op.TRUNCATE), Change(Op.INSERT, after=row), shape=shape)
+        assert left.truncated and left.insert_only and left.restarted
         assert left.records == 3

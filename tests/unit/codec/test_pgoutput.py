@@ -161,7 +161,7 @@ def test_a_relation_is_described_and_its_binding_forgotten() -> None:
     with pytest.raises(DecodeError, match="1000"):
         decoder.feed(insert(PAIR, "1", "a"))
     with pytest.raises(DecodeError, match="1000"):
-        decoder.append_truncate(1000)
+        decoder.append_truncate(1000, False)
     decoder.bind(1000, layout(PAIR), 0)
     decoder.feed(insert(PAIR, "1", "a"))
     assert decoder.pending_records == 1
@@ -212,9 +212,11 @@ def test_a_truncate_is_appended_only_where_it_is_wanted() -> None:
     assert decoder.feed(twin.truncate(3, [1000, 1001, 5])) == pgoutput.TRUNCATE
     assert decoder.truncated == (3, (1000, 1001, 5))
     assert decoder.pending_records == 0
-    decoder.append_truncate(1001)
-    change = records.Change(Op.TRUNCATE, 7, 500, 1001, 0, TIME)
-    assert decoder.take() == {1: (1, records.frames([(None, records.value_of(KEYLESS, change))]), frozenset({66}))}
+    for op in (Op.TRUNCATE, Op.RESTART):
+        decoder.append_truncate(1001, op is Op.RESTART)
+    expected = [records.Change(op, 7, 500, 1001, n, TIME) for n, op in enumerate((Op.TRUNCATE, Op.RESTART))]
+    framed = records.frames([(None, records.value_of(KEYLESS, change)) for change in expected])
+    assert decoder.take() == {1: (2, framed, frozenset({66}))}
 
 
 def test_a_definition_belongs_to_the_transaction_that_it_is_appended_in() -> None:
@@ -236,7 +238,7 @@ def test_one_definition_a_transaction_stands_for_what_is_left_out() -> None:
     decoder.feed(insert(PAIR, "3", "a"))
     decoder.feed(twin.commit(500, 600, TIME))
     decoder.feed(twin.begin(700, TIME, 1002))
-    decoder.append_truncate(2000)
+    decoder.append_truncate(2000, False)
     decoder.feed(insert(PAIR, "4", "a", oid=2000))
     count, block, schemas = decoder.take()[0]
     expected = [
