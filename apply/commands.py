@@ -9,6 +9,9 @@ from schemas.frontier import CommandKind
 from schemas.states import STOPPED, TableState
 from transport.views import Issued
 
+RENEWABLE = frozenset({TableState.LIVE, TableState.CATCHING_UP})
+"""The states of tables that have a place in the frontiers, so that a part of them can be loaded anew."""
+
 
 def is_due(issued: Issued, progress: TableProgress, target: str) -> bool:
     """Whether a command is still to be carried out for a table on a target."""
@@ -33,6 +36,8 @@ def obeyed(issued: Issued, before: TableProgress, place: Progress) -> TableProgr
             return replace(after, state=TableState.SKIPPED, stopped_in=before.state.value, progress=place)
         case CommandKind.RESUME if before.state in {TableState.FAILED, TableState.PAUSED}:
             return replace(after, state=_resumed(before), error="", remedy="", stopped_in="")
+        case CommandKind.RELOAD if issued.is_partial:
+            return _renewed(issued, after)
         case CommandKind.RELOAD:
             return _reloaded(issued, after)
     return after
@@ -42,6 +47,16 @@ def _resumed(before: TableProgress) -> TableState:
     """The state to go on in. What was live has to catch up with its group first."""
     state = TableState(before.stopped_in)
     return TableState.CATCHING_UP if state is TableState.LIVE else state
+
+
+def _renewed(issued: Issued, table: TableProgress) -> TableProgress:
+    """Let a table wait, where it has stopped, for the part of it that is read anew. What it needs was found out for
+    this very place: if it has gone on meanwhile, there is nothing to be done."""
+    command = issued.command
+    stands = table.state in {TableState.FAILED, TableState.PAUSED} and table.stopped_in in RENEWABLE
+    if not stands or (table.progress.offset, table.schema_id) != (command.place, command.schema_id):
+        return table
+    return replace(table, state=TableState.LOADING, generation=issued.generation, error="", remedy="", stopped_in="")
 
 
 def _reloaded(issued: Issued, table: TableProgress) -> TableProgress:

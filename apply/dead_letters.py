@@ -194,7 +194,8 @@ class Tray:
         self.found = frozenset(waiting.keys)  # as it was before
         self.refused: list[Refused] = []
         self.added = 0  # letters
-        self.cleared = 0  # letters that are gone, because the table was emptied
+        self.cleared = 0  # letters that are gone
+        self.why_cleared = "was emptied at the source"
         self._letters: list[Letter] = []
         self._clear = False
 
@@ -230,6 +231,16 @@ class Tray:
         if self.sifts:
             changes += found
         return data
+
+    @property
+    def clears(self) -> bool:
+        """Whether no letter stays that was there before."""
+        return self._clear
+
+    def clear(self) -> None:
+        """Let all letters go that were there before: what they are about is read anew."""
+        self._empty()
+        self.found, self.why_cleared = frozenset(), "is read anew"
 
     def _empty(self) -> None:
         self.cleared += self.waiting.letters - self.added
@@ -315,8 +326,12 @@ def _key_prefix(layout: Layout) -> bytes:
 def key_text(layout: Layout, key: bytes) -> str:
     """Return a letter's key for people: a JSON array of the columns' canonical texts; nothing for a table without
     key."""
-    prefix = _key_prefix(layout)
-    return json.dumps(list(decode_key(layout, prefix + key)), ensure_ascii=False) if prefix else ""
+    return json.dumps(list(key_values(layout, key)), ensure_ascii=False) if layout.key else ""
+
+
+def key_values(layout: Layout, key: bytes) -> tuple[str, ...]:
+    """Return the canonical texts of a letter's key, of a table that has one."""
+    return tuple(decode_key(layout, _key_prefix(layout) + key))
 
 
 def key_columns(table: Table) -> list[tuple[int, str]]:

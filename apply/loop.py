@@ -53,7 +53,7 @@ from schemas.table import Objects, TableId
 from transport.events import Teller
 from transport.log import Log, LogReader, Membership, Partition, Range
 from transport.topics import Topics
-from transport.views import Chunks, Registered, TableChunks, Tables, read_setup, read_trimmed
+from transport.views import Chunks, Part, Registered, TableChunks, Tables, read_setup, read_trimmed
 
 _TOLD = 5  # refused rows of one transaction that people are told of one by one
 _AT_LEISURE = 200  # times as long as a look at the target's tables takes nobody looks again once all is settled
@@ -739,7 +739,7 @@ class Apply:
         if len(tray.refused) > _TOLD:
             tell(EventKind.ERROR, f"{len(tray.refused) - _TOLD} more rows were set aside", remedy=REPLAY)
         if tray.cleared:
-            tell(EventKind.NOTICE, f"{tray.cleared} dead letters are gone: the table was emptied at the source")
+            tell(EventKind.NOTICE, f"{tray.cleared} dead letters are gone: what they were about {tray.why_cleared}")
 
     def _visibility(self, schema_id: int) -> tuple[int, int, frozenset[int]] | None:
         """Return what the loaded rows of a table show already, as the transcoder takes it."""
@@ -933,7 +933,7 @@ class Apply:
         chunks = self._chunks.of(table)
         if chunks.plan is None or chunks.plan.generation != generation or number not in chunks.manifests:
             return True  # the log knows a later plan by now
-        self._load(progress, number)
+        self._load(progress, chunks.manifests[number], self._versions.by_schema(chunks.plan.schema_id))
         return True
 
     def _find_chunks(self) -> bool:
@@ -968,13 +968,11 @@ class Apply:
         took = self._clock() - began
         self._loaded_until = self._clock() + max(self._limits.share_every, 10 * took)
 
-    def _load(self, progress: TableProgress, number: int) -> None:
+    def _load(self, progress: TableProgress, manifest: Manifest, version: Registered) -> None:
         """Write a chunk's rows."""
-        manifest = self._chunks.of(progress.table).manifests[number]
-        plan = self._chunks.of(progress.table).plan
-        assert plan is not None
+        number = manifest.chunk
         try:
-            version = self._accepted(self._versions.by_schema(plan.schema_id))
+            version = self._accepted(version)
             # Only what is healed may have letters already, and then all chunks are in, whoever loaded them.
             waiting = self._target.waiting().get(progress.table, Waiting()) if number == HEAL else Waiting()
             tray = Tray(
@@ -984,6 +982,8 @@ class Apply:
                 sifts=True,
                 where="the healing" if number == HEAL else f"chunk {number}",
             )
+            if manifest.generation in self._chunks.of(progress.table).parts:
+                tray.clear()
             rows = self._target.load(
                 version, progress, number, manifest.rows, lambda: self._rows_of(manifest, version), tray
             )
@@ -1008,8 +1008,8 @@ class Apply:
             table = TableId(manifest.table_schema, manifest.table_name)
             self._chunks.refresh()
             load = self._chunks.of(table)
-            replaced = load.outdated or load.plan is None or load.plan.generation != manifest.generation
-            if replaced or self._chunks.chosen is not self._chosen:
+            planned = load.plan is not None and load.plan.generation == manifest.generation and not load.outdated
+            if not (planned or manifest.generation in load.parts) or self._chunks.chosen is not self._chosen:
                 raise WriteConflict(f"a chunk of {table} was forgotten because nobody needs it any more") from error
             raise TableRefused(table, _forgotten()) from error
 
@@ -1129,6 +1129,8 @@ class Apply:
         generation = chunks.plan.generation if chunks.plan else -1
         if progress.state is TableState.WAITING:
             return self._prepare(progress)
+        if progress.state is TableState.LOADING and progress.generation in chunks.parts:
+            return self._end_part(progress, chunks.parts[progress.generation])
         if generation > progress.generation and _is_loading(progress) and self._may_load(chunks):
             return self._begin_generation(progress, generation)
         match progress.state:
@@ -1226,7 +1228,8 @@ class Apply:
         if not wanted <= self._loaded_of(progress):
             return False
         if chunks.healed and HEAL not in self._loaded_of(progress):
-            self._load(progress, HEAL)
+            version = self._versions.by_schema(chunks.plan.schema_id)
+            self._load(progress, chunks.manifests[HEAL], version)
             return True
         rows = sum(manifest.rows for number, manifest in chunks.manifests.items() if number != HEAL)
         if snapshot is None:
@@ -1234,21 +1237,36 @@ class Apply:
             snapshot = min(self._chunks.snapshots)
         return self._table_move(progress.table, state=TableState.INDEXING, snapshot=snapshot, rows=rows)
 
+    def _end_part(self, progress: TableProgress, part: Part) -> TableMove | bool:
+        """Once a part is loaded all rows stand for the snapshot that it was read in, and the table goes on from there;
+        if it can't be had, from where it has stopped."""
+        if part.given_up:
+            return self._table_move(progress.table, state=TableState.CATCHING_UP)
+        if part.manifest is None:
+            return False
+        if HEAL not in self._loaded_of(progress):
+            self._load(progress, part.manifest, self._target_version(progress))
+            return True
+        return self._catch_up(progress, part.manifest.snapshot)
+
     def _finish(self, progress: TableProgress, chunks: TableChunks) -> TableMove | bool:
         """Once its indexes are there, a table begins to catch up where its snapshot ends."""
-        assert self._setup is not None and self._reader is not None
         if not self._target.finish(self._target_version(progress), progress):
             self._building.add(progress.table)
             return False
+        return self._catch_up(progress, progress.snapshot)
+
+    def _catch_up(self, progress: TableProgress, snapshot: int) -> TableMove:
+        assert self._setup is not None and self._reader is not None
         # Without a snapshot all that was ever captured is to be applied.
-        xmin = self._chunks.snapshots[progress.snapshot].xmin if progress.snapshot >= 0 else 0
+        xmin = self._chunks.snapshots[snapshot].xmin if snapshot >= 0 else 0
         if xmin not in self._beginnings:
             self._beginnings[xmin] = Beginning(self._reader, self._topics, self._setup.position, xmin)
         try:
             start = self._beginnings[xmin].find()
         except LogRewound as error:
             raise TableRefused(progress.table, error) from error
-        return self._table_move(progress.table, state=TableState.CATCHING_UP, progress=start)
+        return self._table_move(progress.table, state=TableState.CATCHING_UP, progress=start, snapshot=snapshot)
 
     def _tie(self, progress: TableProgress) -> TableMove | bool:
         """Make foreign keys when all that they tie together is live."""

@@ -387,7 +387,6 @@ class PostgresTarget:
                 state.queue_moves(session, self._key, [], [move])
                 session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
                 state.queue_forgetting(session, self._key, table.id)
-                state.queue_forgetting(session, self._key, table.id)
                 session.flush()
                 self._look_again({table.name})  # another one may have the name by now
                 table = self._placed(table)
@@ -414,13 +413,14 @@ class PostgresTarget:
         writer = self._writer(version)
         merge = chunk == HEAL
         try:
-            return self._load(writer, table, chunk, rows, batches, merge, tray if tray.found else None)
+            return self._load(writer, table, chunk, rows, batches, merge, tray)
         except TableRefused as refused:
             if not isinstance(refused.cause, RowError) or not writer.alone:
                 raise
             # A row that an update moved between two snapshots may have been read twice; healing puts it right.
             merge |= bool(writer.key) and isinstance(refused.__cause__, psycopg.errors.UniqueViolation)
-        return self._load(writer, table, chunk, rows, batches, merge, tray)
+            collides = chunk == HEAL and isinstance(refused.__cause__, COLLISIONS)
+        return self._load(writer, table, chunk, rows, batches, merge, tray, sifts=True, clear=collides)
 
     def _load(
         self,
@@ -430,7 +430,10 @@ class PostgresTarget:
         rows: int,
         batches: Callable[[], Iterable[bytes]],
         merge: bool,
-        tray: Tray | None,
+        tray: Tray,
+        *,
+        sifts: bool = False,
+        clear: bool = False,
     ) -> int:
         there: list[bool] = []
 
@@ -457,7 +460,12 @@ class PostgresTarget:
             session.flush()
             if there[0]:
                 return -1
-            if tray is not None:
+            if tray.clears:
+                state.queue_forgetting(session, self._key, writer.id)
+            if clear:
+                # Rows may have exchanged unique values, and be written in pieces: first all of them go.
+                self._clear_batches(writer, batches())
+            if sifts or tray.found:
                 done = sum(self._sift_batch(writer, batch, merge, tray) for batch in batches())
             elif merge:
                 done = self._merge_batches(writer, batches())
@@ -509,6 +517,13 @@ class PostgresTarget:
         Work(writer, Change(writer.version, net, exact=False)).run()
         self._session.flush()
         return done
+
+    def _clear_batches(self, writer: Writer, batches: Iterable[bytes]) -> None:
+        for batch in batches:
+            net = Net(writer.version.layout, binary=writer.binary)
+            net.add_batch(batch)
+            Work(writer, Change(writer.version, net, exact=False)).clear()
+        self._session.flush()
 
     # ---------------------------------------------------------------------------------------------- after the load
 

@@ -303,6 +303,10 @@ class Work:
             self.first_half()
             self.second_half()
 
+    def clear(self) -> None:
+        """Delete every key that is touched."""
+        self._delete_staged(self._net.touched()[1])
+
     def first_half(self) -> None:
         """Change in place and delete: what comes before any row is written."""
         if not self._plain:

@@ -318,6 +318,10 @@ def events(
 
 Tables = Annotated[list[str], typer.Argument(metavar="TABLE…", help="schema.table, with * and ? as wildcards.")]
 OnTarget = Annotated[str, typer.Option("--target", metavar="NAME", help="Only on this target.", show_default=False)]
+Where = Annotated[
+    str | None,
+    typer.Option("--where", metavar="CONDITION", help="Only rows that fulfil this, in SQL.", show_default=False),
+]
 NoWait = Annotated[bool, typer.Option("--no-wait", help="Do not wait until all targets have carried it out.")]
 
 _ANSWERS_SHOWN = 20
@@ -350,16 +354,27 @@ def resume(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = 
 
 @app.command()
 @_told
-def reload(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = False, as_json: AsJson = False) -> None:
+def reload(
+    file: File,
+    tables: Tables,
+    target: OnTarget = "",
+    where: Where = None,
+    no_wait: NoWait = False,
+    as_json: AsJson = False,
+) -> None:
     """Load tables anew, while all others go on.
 
     Whatever state they are in, also after they have failed, were skipped, or somebody has written to the target. What
     a target has of them stays until the new load begins there. Ends when it is about to begin: see `penstock status`.
 
+    With --where only the rows that fulfil a condition, on the source or the target, are replaced by what the source has
+    of them. The table waits for that where it is, and then goes on; it needs a key.
+
     \b
-    Example:  penstock reload pipeline.yaml public.orders --target reports
+    Examples:  penstock reload pipeline.yaml public.orders --target reports
+               penstock reload pipeline.yaml public.orders --where "id > 1000"
     """
-    _command("reload", file, tables, target, no_wait, as_json)
+    _command("reload", file, tables, target, no_wait, as_json, where)
 
 
 @app.command()
@@ -375,14 +390,20 @@ def skip(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = Fa
     _command("skip", file, tables, target, no_wait, as_json)
 
 
-def _command(kind: str, file: Path, tables: list[str], target: str, no_wait: bool, as_json: bool) -> None:
+def _command(
+    kind: str, file: Path, tables: list[str], target: str, no_wait: bool, as_json: bool, where: str | None = None
+) -> None:
     from control.commanding import WAIT_SECONDS, command
+    from control.renewing import reload_where
     from control.wiring import A_LOOK, opened_log
     from schemas.frontier import CommandKind
 
     pipeline = _load(file)
     with opened_log(pipeline, patience=A_LOOK) as opened:
-        answers = command(pipeline, opened, CommandKind(kind), tables, target, None if no_wait else WAIT_SECONDS)
+        if where is not None:
+            answers = reload_where(pipeline, opened, tables, where, target, WAIT_SECONDS, waits=not no_wait)
+        else:
+            answers = command(pipeline, opened, CommandKind(kind), tables, target, None if no_wait else WAIT_SECONDS)
     if as_json:
         for answer in answers:
             print(json.dumps({**answer._asdict(), "table": str(answer.table), "state": answer.state.value}))

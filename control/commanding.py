@@ -12,15 +12,16 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from apply.commands import is_due
+from apply.target import TableProgress
 from control.status import Collector
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, OperatorError
 from schemas.events import EventKind
 from schemas.frontier import Command, CommandKind
-from schemas.pipeline import Mode, Pipeline
+from schemas.pipeline import Mode, Pipeline, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
-from schemas.table import TableId
+from schemas.table import Table, TableId
 from transport.events import Teller
 from transport.log import Log
 from transport.topics import Topics
@@ -39,6 +40,18 @@ class Answer(NamedTuple):
     target: str
     state: TableState
     carried_out: bool
+
+
+class Standing(NamedTuple):
+    """One table on one target."""
+
+    target: TargetSettings
+    progress: TableProgress
+
+
+def asking() -> tuple[str, int]:
+    """Return who asks for something, for people, and when."""
+    return f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}", time.time_ns() // 1_000
 
 
 class Commander:
@@ -89,14 +102,57 @@ class Commander:
 
     def give(self) -> None:
         """Write the commands into the log, where they are found by whoever runs the targets, now or later."""
-        by = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
-        at = time.time_ns() // 1_000
-        asked = [
-            Command(self._kind.value, table.schema, table.name, self._target, "", by, at) for table in self._tables
-        ]
+        by, at = asking()
+        self._write(
+            [Command(self._kind.value, table.schema, table.name, self._target, "", by, at) for table in self._tables]
+        )
+
+    def standing(self) -> list[Standing]:
+        """Return where the tables stand on the targets. Raises `OperatorError` if a target can't be asked."""
+        found = []
+        for settings, error, tables, _ in self._collector.progress():
+            if error:
+                raise OperatorError(
+                    f"target {settings.name} can't be asked: {error}", remedy="ask again when it can be"
+                )
+            found += [Standing(settings, tables[table]) for table in self._tables if table in tables]
+        return found
+
+    def version(self, progress: TableProgress) -> Table:
+        """Return a table as it is on a target."""
+        return self._collector.version(progress.schema_id)
+
+    def keys_of_letters(self, one: Standing) -> list[tuple[str, ...]]:
+        """Return all keys that the dead letters of a table touch."""
+        return self._collector.keys_of_letters(one.target.name, one.progress.table)
+
+    def renew(self, parts: Sequence[tuple[Standing, tuple[str, ...]]], where: str) -> None:
+        """Write the commands to load a part of each table anew, that has stopped; beside each are the keys of the rows
+        that only the target has among those that fulfil the condition."""
+        by, at = asking()
+        self._write(
+            [
+                Command(
+                    CommandKind.RELOAD.value,
+                    *progress.table,
+                    settings.name,
+                    where,
+                    by,
+                    at,
+                    progress.progress.offset,
+                    progress.schema_id,
+                    keys,
+                )
+                for (settings, progress), keys in parts
+            ]
+        )
+
+    def _write(self, asked: Sequence[Command]) -> None:
         teller = Teller(self._log, self._topics, "command")
-        for table in self._tables:
-            teller.tell(EventKind.COMMAND, f"{self._kind.value} asked by {by}", table=table, target=self._target)
+        for command in asked:
+            what = f"{command.kind} where {command.where}" if command.where else command.kind
+            table = TableId(command.table_schema, command.table_name)
+            teller.tell(EventKind.COMMAND, f"{what} asked by {command.by}", table=table, target=command.target)
         teller.close()
         with self._log.writer("control") as writer:
             writer.put_all(self._topics.chunks, [encode_control(command) for command in asked])
@@ -113,7 +169,7 @@ class Commander:
             if error:
                 unreached[settings.name] = error
             for issued in self._issued:
-                if (progress := tables.get(issued.table)) is not None:
+                if (progress := tables.get(issued.table)) is not None and issued.is_for(settings.name):
                     due = is_due(issued, progress, settings.name)
                     answers.append(Answer(issued.table, settings.name, progress.state, not due))
         return answers, unreached
@@ -132,7 +188,8 @@ class Commander:
             sleep(pause)
             pause = min(pause * 1.5, _SLOWEST)
         raise OperatorError(
-            f"{self._kind.value} is asked for, but not carried out yet: " + "; ".join(_late(late, unreached)),
+            f"{self._issued[0].command.kind} is asked for, but not carried out yet: "
+            + "; ".join(_late(late, unreached)),
             remedy="it is carried out as soon as the pipeline runs there: `penstock run`, or `penstock apply`",
         )
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
-import os
-import socket
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import psycopg
 
+from control.commanding import asking
 from control.wiring import exists
 from engines.postgres.asking import run
 from engines.postgres.catalogue import objects, tables
@@ -136,13 +134,13 @@ class Reconfiguration:
                 self._wait_for_writers()
         dropped = set(removed)
         stay = [n for n in self._chunks.tables_of(self._setup) if self._tables.by_schema(n).id not in dropped]
-        by = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+        by, at = asking()
         names = tuple(Name(*table.id) for table, _ in made)
         known = self._chunks.chosen
         self._chunks.refresh()
         if self._chunks.chosen is not known:
             raise TransientError("somebody else has reconfigured the pipeline meanwhile", remedy="look again")
-        writer.put(self._topics.chunks, encode_control(Chosen((*stay, *new), names, by, time.time_ns() // 1_000)))
+        writer.put(self._topics.chunks, encode_control(Chosen((*stay, *new), names, by, at)))
         teller = Teller(self._log, self._topics, "command")
         for tables_, text in ((added, "added"), (removed, "removed")):
             for table in tables_:

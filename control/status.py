@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from apply.dead_letters import Letter, key_values
 from apply.target import NOWHERE, MakeTarget, Progress, TableProgress, Target, find_target
 from control.trend import Trend
 from control.wiring import exists
-from schemas.errors import ReplicationError
+from schemas.errors import ReplicationError, TargetUnavailable
 from schemas.frontier import HEAL, Claim, Frontier, Setup
 from schemas.pipeline import Mode, Pipeline, TargetSettings, matches
 from schemas.record import decode_control
 from schemas.states import STOPPED, TableState
-from schemas.table import TableId
+from schemas.table import Table, TableId
 from transport.log import Log, LogReader
 from transport.topics import Topics
 from transport.views import Chunks, Registered, Tables, read_setup
@@ -141,6 +142,12 @@ class TargetView:
             self._lose(error)
             return {}
 
+    def letters_of(self, table: TableId) -> list[Letter]:
+        """Return the dead letters of a table. Raises what the target raises."""
+        if self._target is None:
+            raise TargetUnavailable(self.error)
+        return [letter for letter in self._target.letters() if letter.table == table]
+
     def make_durable(self) -> bool:
         """Make what was just read here durable; return whether that is certain.
 
@@ -243,6 +250,19 @@ class Collector:
             view.refresh(self._identity)
         return [(view.settings, view.error, self._of(view), view.groups) for view in self._views]
 
+    def version(self, schema_id: int) -> Table:
+        """Return one version of a table."""
+        return self._tables.by_schema(schema_id).table
+
+    def keys_of_letters(self, target: str, table: TableId) -> list[tuple[str, ...]]:
+        """Return all keys that the dead letters of a table touch on a target, as canonical text."""
+        (view,) = (view for view in self._views if view.settings.name == target)
+        found = []
+        for letter in view.letters_of(table):
+            layout = self._tables.by_schema(letter.schema_id).layout
+            found += [key_values(layout, key) for key in (letter.key, letter.origin) if key is not None]
+        return found
+
     def _of(self, view: TargetView) -> dict[TableId, TableProgress]:
         """The tables of a target that the pipeline has now, whether or not the target knows them yet."""
         found = {}
@@ -308,7 +328,7 @@ class Collector:
             done = {n: m.rows for n, m in chunks.manifests.items() if n != HEAL}
             read = sum(done.values())
             loaded = progress.rows
-            if progress.state is TableState.LOADING:
+            if progress.state is TableState.LOADING and progress.generation not in chunks.parts:
                 there = chunks_loaded.get((progress.table, progress.generation), ())
                 loaded = sum(done.get(number, 0) for number in there)
             if not chunks.missing and chunks.plan:

@@ -95,7 +95,7 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
     """
     if mode is not Mode.CHANGES:
         for table in chosen:
-            if not chunks.of(table).complete():
+            if not chunks.of(table).settled():
                 raise Held(f"{table} is being read at the source")
     places = []
     for answer in answers:
@@ -127,9 +127,22 @@ def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Parti
     for partition, end in still.items():
         ends[partition] = max(ends.get(partition, 0), end)
     for table, load in chunks.tables.items():
+        progresses = [(answer, answer.tables[table]) for answer in answers if table in answer.tables]
+        for generation, part in load.parts.items():
+            if (manifest := part.manifest) is None:
+                continue
+            partition = Partition(manifest.topic, manifest.partition)
+            if any(
+                (progress.generation == generation and _goes_on_in(progress) is TableState.LOADING)
+                or coming.get((answer.name, table), -1) >= part.issued.offset
+                for answer, progress in progresses
+                if part.issued.is_for(answer.name)
+            ):
+                needed[partition] = min(needed.get(partition, manifest.start), manifest.start)
+            else:
+                ends[partition] = max(ends.get(partition, 0), manifest.end)
         if load.plan is None:
             continue
-        progresses = [(answer, answer.tables[table]) for answer in answers if table in answer.tables]
         waiting = [
             _has(answer, progress, load.plan)
             for answer, progress in progresses
@@ -149,10 +162,14 @@ def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Parti
 def _loads(progress: TableProgress, load: TableChunks) -> bool:
     """Whether a target may still load chunks of the plan that counts; one that is outdated is begun by nobody."""
     assert load.plan is not None
-    goes_on = progress.state in {TableState.FAILED, TableState.PAUSED}
-    state = TableState(progress.stopped_in) if goes_on else progress.state
     begun = progress.generation == load.plan.generation
-    return state in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
+    return _goes_on_in(progress) in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
+
+
+def _goes_on_in(progress: TableProgress) -> TableState:
+    """Return a table's state, or if it has stopped, the one that it would go on in."""
+    stopped = progress.state in {TableState.FAILED, TableState.PAUSED}
+    return TableState(progress.stopped_in) if stopped else progress.state
 
 
 def _has(answer: Answer, progress: TableProgress, plan: Plan) -> set[int]:

@@ -219,8 +219,23 @@ class Command:
     table_schema: str
     table_name: str
     target: str  # empty: all
-    where: str  # of a reload: a condition in the source's SQL; empty: the whole table
+    where: str  # of a reload: a condition in SQL; empty: the whole table
     by: str  # who, for people
+    at: int
+    # Of a reload with a condition, which is for one target, and for a table that has stopped there:
+    place: int = -1  # the offset in `p.frontier` where it has stopped
+    schema_id: int = 0  # the version that it has there
+    keys: tuple[str, ...] = ()  # of rows that fulfil the condition there alone: their columns, one row after the other
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A part of a table can't be loaded anew, and its target goes on as if nobody had asked. In `p.chunks`."""
+
+    table_schema: str
+    table_name: str
+    generation: int
+    cause: str
     at: int
 
 
@@ -262,7 +277,18 @@ class Carried:
 
 
 ControlRecord = (
-    Claim | Frontier | SnapshotTaken | Plan | Manifest | Admitted | Freed | Unneeded | Command | Chosen | Carried
+    Claim
+    | Frontier
+    | SnapshotTaken
+    | Plan
+    | Manifest
+    | Admitted
+    | Freed
+    | Unneeded
+    | Command
+    | GivenUp
+    | Chosen
+    | Carried
 )
 
 

@@ -45,6 +45,7 @@ from schemas.frontier import (
     ControlRecord,
     Freed,
     Frontier,
+    GivenUp,
     Manifest,
     Plan,
     Setup,
@@ -168,6 +169,7 @@ _CONTROL: dict[int, type[Any]] = {
     13: Unneeded,
     14: Chosen,
     15: Carried,
+    16: GivenUp,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}

@@ -8,12 +8,14 @@ Rows that nobody changed since are the same in all of the snapshots.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from codec.copy import encode_batch
 from codec.frames import unpack
 from codec.rows import decode, head
-from schemas.frontier import SnapshotTaken, TopicRange, Visibility
+from schemas.frontier import Command, SnapshotTaken, TopicRange, Visibility
 from schemas.record import Op
 from schemas.table import Table, TableId
 from snapshot.reader import Reader, Rows
@@ -28,6 +30,24 @@ _BATCH_KEYS = 1_000
 _READ_KEYS = 5_000
 
 Key = tuple[str, ...]
+
+
+class _Since(NamedTuple):
+    """Which changes are looked for: those that some of the snapshots do not see, and all from a place in the frontiers
+    on."""
+
+    snapshots: Sequence[Visibility]
+    place: int = sys.maxsize
+
+    @property
+    def floor(self) -> int:
+        """What has a smaller transaction id is seen by all of them."""
+        return min(snapshot.xmin for snapshot in self.snapshots)
+
+    def is_lost(self, frontiers: Frontiers) -> bool:
+        """Whether the log may have forgotten some of them."""
+        trimmed = frontiers.trimmed
+        return trimmed is not None and (trimmed.max_xid >= self.floor or trimmed.offset > self.place)
 
 
 class StartAgain(Exception):
@@ -49,10 +69,46 @@ def mend(
     To be called when capture has passed the position of `newest`. Raises `StartAgain` if keys don't tell what has
     changed, or the log does not any more.
     """
-    unseen = [taken.visibility for taken in used]
-    keys: dict[Key, None] = {}
+    since = _Since([taken.visibility for taken in used])
+    yield from _mend(reader, topics, tables, version, since, newest, rows, ())
+
+
+def renew(
+    reader: LogReader,
+    topics: Topics,
+    tables: Tables,
+    version: Registered,
+    command: Command,
+    newest: SnapshotTaken,
+    rows: Reader,
+) -> Iterator[Rows | None]:
+    """Yield what makes a table, that has stopped on a target, equal to what `newest` shows of all keys that were
+    changed since it stopped, and of all rows that fulfil the command's condition, here or there.
+
+    So the table stands for `newest` when it has that, if it was equal where it stopped but for such rows. The target
+    may have applied what `newest` does not show, as a commit is decoded before others see it: it is going to be applied
+    once more, and its keys are read as well. To be called, and raises, as `mend`.
+    """
+    width = len(version.table.key)
+    named = [command.keys[at : at + width] for at in range(0, len(command.keys), width)]
+    since = _Since([newest.visibility], command.place)
+    yield from _mend(reader, topics, tables, version, since, newest, rows, named)
+    yield from rows.read_where(version, command.where)
+
+
+def _mend(
+    reader: LogReader,
+    topics: Topics,
+    tables: Tables,
+    version: Registered,
+    since: _Since,
+    newest: SnapshotTaken,
+    rows: Reader,
+    named: Iterable[Key],
+) -> Iterator[Rows | None]:
+    keys: dict[Key, None] = dict.fromkeys(named)
     frontiers = Frontiers(reader, topics)
-    for some in _changed(reader, frontiers, tables, version.table, unseen, newest.position):
+    for some in _changed(reader, frontiers, tables, version.table, since, newest.position):
         if some is None:
             yield None
             continue
@@ -82,22 +138,23 @@ def _changed(
     frontiers: Frontiers,
     tables: Tables,
     table: Table,
-    snapshots: Sequence[Visibility],
+    since: _Since,
     position: int,
 ) -> Iterator[list[Key] | None]:
-    """Yield the old and new keys of every change, up to a position, that some of the snapshots do not see."""
-    floor = min(snapshot.xmin for snapshot in snapshots)
+    """Yield the old and new keys of every change that is looked for, up to a position."""
+    floor = since.floor
     while frontiers.position < position:
         found = frontiers.poll()
-        if frontiers.trimmed is not None and frontiers.trimmed.max_xid >= floor:
+        if since.is_lost(frontiers):
             raise StartAgain("the log was trimmed")
-        for _, frontier in found:
-            if frontier.max_xid < floor:
+        for offset, frontier in found:
+            if frontier.max_xid < floor and offset < since.place:
                 continue  # the largest id so far: all that has come up to here is seen by all of them
             for named in frontier.ranges:
                 versions = _versions(tables, table.id, named)
                 if versions:
-                    yield from _keys(reader, named, versions, table, snapshots)
+                    seen = since.snapshots if offset < since.place else ()
+                    yield from _keys(reader, named, versions, table, seen)
             if frontier.position >= position:
                 return
         yield None
@@ -114,8 +171,9 @@ def _keys(
     named: TopicRange,
     versions: dict[int, Registered],
     table: Table,
-    snapshots: Sequence[Visibility],
+    seen: Sequence[Visibility],
 ) -> Iterator[list[Key]]:
+    """Yield the keys of a range, but for those of changes that all of some snapshots see."""
     for block in reader.read(Partition(named.topic, named.partition), Range(named.start, named.end)):
         keys: list[Key] = []
         for _, value in unpack(block.data):
@@ -123,7 +181,7 @@ def _keys(
                 continue
             about = head(value)
             version = versions.get(about.schema_id)
-            if version is None or all(snapshot.sees(about.xid) for snapshot in snapshots):
+            if version is None or (seen and all(snapshot.sees(about.xid) for snapshot in seen)):
                 continue
             if about.op in {Op.TRUNCATE, Op.RESTART}:
                 raise StartAgain("it was truncated")

@@ -348,9 +348,7 @@ class Holder:
         """
         assert self._chunks is not None and self._tables is not None
         held = self._source.take()
-        used = {
-            n for table in rules.chosen(setup, self._tables, self._chunks) for n in self._chunks.of(table).snapshots()
-        }
+        used = {n for table in rules.chosen(setup, self._tables, self._chunks) for n in self._chunks.of(table).used()}
         earlier = [setup.visibility, *(self._chunks.snapshots[number].visibility for number in used)]
         sees_all = all(held.visibility.sees_all_of(visibility) for visibility in earlier)
         if not sees_all or held.visibility.xmin <= self._chunks.shown_by_all:

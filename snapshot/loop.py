@@ -34,7 +34,7 @@ from schemas.errors import (
     SnapshotLost,
 )
 from schemas.events import EventKind
-from schemas.frontier import HEAL, Manifest, Plan, Setup
+from schemas.frontier import HEAL, GivenUp, Manifest, Plan, Setup
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control
 from schemas.table import TableId
@@ -78,10 +78,12 @@ _log = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
-    """Something to do for a table: a chunk's number, or one of the two below."""
+    """Something to do for a table: a chunk's number, or one of the two below; for a part of it, that has a generation
+    of its own, as if the part were healed."""
 
     table: TableId
     what: int
+    part: int = -1
 
 
 _PLAN = -2
@@ -313,9 +315,7 @@ class SnapshotWorker:
         if views.frontiers.position < self._pending_until:
             return news or views.frontiers.next != at
         for task, manifest in list(self._pending.items()):
-            table = views.chunks.of(task.table)
-            replaced = table.plan is None or table.plan.generation != manifest.generation
-            if replaced or task.what in table.manifests or views.chunks.is_freed(manifest):
+            if not views.chunks.of(task.table).wants(manifest) or views.chunks.is_freed(manifest):
                 del self._pending[task]
                 self._listed = None  # for its sake the chunk was passed over, which the plan of now may still want
         # In the order in which they were written: what lies before a final chunk may be forgotten with it.
@@ -335,7 +335,7 @@ class SnapshotWorker:
         )
         return news or bool(passed) or views.frontiers.next != at
 
-    def _put(self, entries: Sequence[Plan | Manifest]) -> None:
+    def _put(self, entries: Sequence[Plan | Manifest | GivenUp]) -> None:
         self._control().put_all(self._topics.chunks, [encode_control(entry) for entry in entries])
 
     # ------------------------------------------------------------------------------------------------ choosing
@@ -381,11 +381,11 @@ class SnapshotWorker:
                 self._listed = None
                 return True
             except (OperatorError, RowError) as error:
-                self._set_aside(task.table, error)
+                self._refused(task, error)
                 return True
         if self._planned or self._finished:
             return True  # they come first
-        left = [table for table in views.chosen() if not views.chunks.of(table).complete()]
+        left = [table for table in views.chosen() if not views.chunks.of(table).settled()]
         admitted = views.chunks.admitted
         if self._targets and (admitted is None or not self._targets <= set(admitted.targets)):
             return False
@@ -424,10 +424,15 @@ class SnapshotWorker:
                     yield _Task(table, chunk)
             if state.needs_healing() and rules.work_of_table(table) in mine:
                 yield _Task(table, HEAL)
+            for generation, part in state.parts.items():
+                if not part.settled and rules.work_of_table(table) in mine:
+                    yield _Task(table, HEAL, generation)
 
     def _attempt(self, views: _Views, task: _Task) -> bool:
         """Begin a task if it is still to be done and can be now; return whether that was any work."""
         state = views.chunks.of(task.table)
+        if task.part >= 0:
+            return self._start_part(views, task, state)
         if task.what == _PLAN:
             if state.plan is None or state.outdated:
                 asked = state.after > state.plan_offset
@@ -446,6 +451,13 @@ class SnapshotWorker:
         if task.what not in state.missing:
             return False
         return self._start_chunk(views, task, state, state.plan)
+
+    def _refused(self, task: _Task, error: ReplicationError) -> None:
+        """Leave a task that can't be done. A part is for somebody who waits, and can ask again."""
+        if task.part >= 0:
+            self._give_up_part(task, str(error))
+        else:
+            self._set_aside(task.table, error)
 
     def _set_aside(self, table: TableId, error: ReplicationError) -> None:
         """Let the other tables go on, and try this one again later."""
@@ -522,6 +534,19 @@ class SnapshotWorker:
         self._listed = None
         return True
 
+    def _give_up_part(self, task: _Task, cause: str) -> None:
+        """Let a part's target go on as if nobody had asked, and tell whoever did."""
+        _log.error("%s is not reloaded in part: %s", task.table, cause)
+        self._drop_engine()
+        self._put([GivenUp(*task.table, task.part, cause, self._micros())])
+        self._teller.tell(
+            EventKind.ERROR,
+            f"is not reloaded in part: {cause}; it goes on as it was",
+            table=task.table,
+            remedy="ask again with `penstock reload --where`, or reload all of it",
+        )
+        self._listed = None
+
     # -------------------------------------------------------------------------------------------------- reading
 
     def _start_chunk(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
@@ -589,6 +614,33 @@ class SnapshotWorker:
         self._start(views, task, plan, number, rows, leaves)
         return True
 
+    def _start_part(self, views: _Views, task: _Task, state: TableChunks) -> bool:
+        part = state.parts.get(task.part)
+        if part is None or part.settled:
+            return False
+        number = rules.for_part(state, part, views.chunks.snapshots, views.setup, self._alive)
+        if number is None:
+            return False  # the holder takes one
+        newest, command = views.chunks.snapshots[number], part.issued.command
+        views.frontiers.poll()
+        if views.frontiers.position < newest.position:
+            self._passing = True
+            return False
+        version = views.tables.by_schema(command.schema_id)
+        views.tables.refresh()
+        if views.tables.latest(task.table) is not version:
+            # What has altered it may be seen by the snapshot, and then is not told to the target any more.
+            self._give_up_part(task, "it was altered since the target has stopped")
+            return True
+        assert self._reader is not None
+        engine = self._open(views, number)
+        (planned,) = engine.plan([version.table])
+        plan = Plan(*task.table, task.part, version.schema_id, planned.chunks, planned.physical)
+        rows = heal.renew(self._reader, self._topics, views.tables, version, command, newest, engine)
+        leaves = list(dict.fromkeys(TableId(chunk.leaf_schema, chunk.leaf_name) for chunk in planned.chunks))
+        self._start(views, task, plan, number, rows, leaves)
+        return True
+
     def _start(
         self,
         views: _Views,
@@ -626,14 +678,23 @@ class SnapshotWorker:
                 self._finish(views, reading)
         except heal.StartAgain as again:
             self._abandon()
-            self._give_up(reading.plan, f"{rules.REWRITTEN}: {again}")
+            self._begin_again(reading, f"{rules.REWRITTEN}: {again}")
         except (OperatorError, RowError) as error:
             self._abandon()
+            if reading.task.part >= 0:
+                self._give_up_part(reading.task, str(error))
+                return
             latest = views.tables.latest(reading.task.table)
             if isinstance(error, SchemaUnsupported) and latest and latest.schema_id != reading.plan.schema_id:
                 self._give_up(reading.plan, CHANGED)
                 return
             self._set_aside(reading.task.table, error)
+
+    def _begin_again(self, reading: _Reading, cause: str) -> None:
+        if reading.task.part >= 0:
+            self._give_up_part(reading.task, cause)
+        else:
+            self._give_up(reading.plan, cause)
 
     def _finish(self, views: _Views, reading: _Reading) -> None:
         assert self._engine is not None
@@ -642,7 +703,7 @@ class SnapshotWorker:
         wanted = set(plan.physical) if task.what == HEAL else {mark.now for mark in marks} & set(plan.physical)
         if {mark.now for mark in marks} != wanted or any(mark.seen != mark.now for mark in marks):
             self._abandon()
-            self._give_up(plan, f"{rules.REWRITTEN} while it was read")
+            self._begin_again(reading, f"{rules.REWRITTEN} while it was read")
             return
         if not self._finished:
             self._finished_at = self._clock()

@@ -19,6 +19,7 @@ from codec.copy import CopyDecoder
 from engines.postgres.asking import ask, run
 from engines.postgres.catalogue import objects, tables
 from engines.postgres.companions import with_companions
+from engines.postgres.conditions import is_partitioned, rows_where
 from engines.postgres.connect import connect, is_sql_ascii
 from engines.postgres.definitions import make_trigger
 from engines.postgres.errors import translated
@@ -208,7 +209,7 @@ class PostgresReader:
         names = ", ".join(f"k{place}" for place in range(len(wanted)))
         conditions = " and ".join(_equals(column, f"wanted.k{place}") for place, column in enumerate(wanted))
         with translated("source", f"reading {table.id}"):
-            only = "" if _is_partitioned(self._open(), table.name) else "only "
+            only = "" if is_partitioned(self._open(), table.name) else "only "
             if not any(_by_text(column) for column in wanted):
                 _execute(self._open(), NESTED_LOOPS)
         yield from self._copy(
@@ -216,6 +217,12 @@ class PostgresReader:
             f"select {columns(table, 'found')} from unnest({lists}) wanted({names}), {only}{quote(*table.name)} found"
             f" where {conditions}",
         )
+
+    def read_where(self, version: Registered, condition: str) -> Iterator[Rows]:
+        table = version.table
+        with translated("source", f"reading {table.id}"):
+            rows = rows_where(self._open(), table.name, condition)
+        yield from self._copy(version, f"select {columns(table)} {rows}")
 
     def release(self) -> None:
         if self._connection is None or self._connection.closed:
@@ -327,12 +334,6 @@ def _equals(column: Column, value: str) -> str:
 
 def _array(values: Sequence[str]) -> str:
     return "{" + ",".join('"' + re.sub(r'(["\\])', r"\\\1", value) + '"' for value in values) + "}"
-
-
-def _is_partitioned(connection: psycopg.Connection, table: TableId) -> bool:
-    query = "select relkind = 'p' from pg_class where oid = to_regclass(%(name)s)"
-    found = ask(connection, query, name=quote(*table))
-    return bool(found and found[0][0])
 
 
 def _named(table: Table, message: str) -> str:

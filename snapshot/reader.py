@@ -69,6 +69,9 @@ class Reader(Protocol):
         """Yield the rows with these keys (canonical text, in the order of `Table.key`), as `read` does. A key
         without a row yields nothing."""
 
+    def read_where(self, version: Registered, condition: str) -> Iterator[Rows]:
+        """Yield the rows that fulfil a condition in SQL, as `read` does."""
+
     def release(self) -> None:
         """Let go of the snapshot and of every lock on the tables. Does nothing if none is open."""
 

@@ -14,7 +14,7 @@ from schemas.frontier import Setup, SnapshotTaken
 from schemas.pipeline import Mode
 from schemas.table import TableId
 from transport.log import WORK_PARTITIONS
-from transport.views import Chunks, TableChunks, Tables
+from transport.views import Chunks, Part, TableChunks, Tables
 
 REWRITTEN = "rewritten"
 """Begins the cause of a plan whose generation before was spoilt because the table's rows moved under the snapshot:
@@ -63,7 +63,7 @@ def require_mode(setup: Setup, mode: Mode) -> None:
 
 def all_complete(setup: Setup, tables: Tables, chunks: Chunks) -> bool:
     """Whether nothing of any table is left to be read."""
-    return all(chunks.of(table).complete() for table in chosen(setup, tables, chunks))
+    return all(chunks.of(table).settled() for table in chosen(setup, tables, chunks))
 
 
 def fit(
@@ -102,6 +102,23 @@ def for_healing(
     return max(candidates, default=None)
 
 
+def for_part(
+    table: TableChunks,
+    part: Part,
+    snapshots: Mapping[int, SnapshotTaken],
+    setup: Setup,
+    alive: Callable[[int], bool],
+) -> int | None:
+    """Return the newest snapshot that was taken after a part was asked for, and sees all that the table's rows show."""
+    earlier = [setup.visibility, *(snapshots[number].visibility for number in table.used())]
+    candidates = [
+        number
+        for number, taken in snapshots.items()
+        if number > part.issued.offset and alive(number) and all(map(taken.visibility.sees_all_of, earlier))
+    ]
+    return max(candidates, default=None)
+
+
 def wants_newer(
     table: TableChunks,
     keyed: bool,
@@ -110,6 +127,9 @@ def wants_newer(
     alive: Callable[[int], bool],
 ) -> bool:
     """Whether a table can't go on in any of the snapshots that are alive."""
+    waiting = [part for part in table.parts.values() if not part.settled]
+    if any(for_part(table, part, snapshots, setup, alive) is None for part in waiting):
+        return True
     if table.complete():
         return False
     if table.needs_healing() and keyed:

@@ -24,6 +24,7 @@ from schemas.frontier import (
     CommandKind,
     Freed,
     Frontier,
+    GivenUp,
     Manifest,
     Plan,
     Setup,
@@ -201,15 +202,35 @@ class Issued(NamedTuple):
 
     @property
     def reloads(self) -> bool:
-        """Whether the whole table is to be loaded anew."""
+        """Whether the table is to be loaded anew, all of it or a part."""
         return self.command.kind == CommandKind.RELOAD
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only a part of the table is."""
+        return self.reloads and bool(self.command.where)
 
     def is_for(self, target: str) -> bool:
         return self.command.target in {"", target}
 
 
+class Part:
+    """A part of a table that one target gets anew. It is read as one chunk, `HEAL`: rows that replace others by key."""
+
+    def __init__(self, issued: Issued) -> None:
+        self.issued = issued
+        self.manifest: Manifest | None = None  # once it is final
+        self.given_up = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to be read of it."""
+        return self.manifest is not None or self.given_up
+
+
 class TableChunks:
-    """What is known of one table's load: the plan that counts, and the chunks that are final."""
+    """What is known of one table's load: the plan that counts, and the chunks that are final; and of parts of it that
+    targets which have the table get anew."""
 
     def __init__(self) -> None:
         self.plan: Plan | None = None
@@ -220,6 +241,7 @@ class TableChunks:
         # Offset of the last command to load it anew, or of what carries it out in capture: only newer snapshots show
         # what is wanted.
         self.after = -1
+        self.parts: dict[int, Part] = {}  # by the generations of their commands
 
     @property
     def missing(self) -> list[int]:
@@ -236,6 +258,23 @@ class TableChunks:
         """Return the snapshots that ordinary chunks were read in, by their offsets."""
         return {m.snapshot for n, m in self.manifests.items() if n != HEAL}
 
+    def used(self) -> set[int]:
+        """Return all snapshots in which something of the table was read that counts."""
+        parts = {part.manifest.snapshot for part in self.parts.values() if part.manifest is not None}
+        return {manifest.snapshot for manifest in self.manifests.values()} | parts
+
+    def wants(self, manifest: Manifest) -> bool:
+        """Whether a chunk would count if it became final now."""
+        part = self.parts.get(manifest.generation)
+        if part is not None:
+            return manifest.chunk == HEAL and not part.settled and manifest.snapshot > part.issued.offset
+        return (
+            self.plan is not None
+            and manifest.generation == self.plan.generation
+            and manifest.snapshot > self.after
+            and manifest.chunk not in self.manifests
+        )
+
     def needs_healing(self) -> bool:
         """Whether all chunks are final but were read in several snapshots."""
         return self._all_final() and len(self.snapshots()) > 1 and not self.healed
@@ -243,6 +282,10 @@ class TableChunks:
     def complete(self) -> bool:
         """Whether what is final, loaded, equals the table as one snapshot shows it."""
         return self._all_final() and not self.needs_healing()
+
+    def settled(self) -> bool:
+        """Whether nothing is left to be read, of all of it or of parts."""
+        return self.complete() and all(part.settled for part in self.parts.values())
 
     def _all_final(self) -> bool:
         return self.plan is not None and not self.outdated and not self.missing
@@ -321,22 +364,23 @@ class Chunks:
                     partition = Partition(entry.topic, entry.partition)
                     self._freed[partition] = max(self._freed.get(partition, 0), entry.end)
                     continue
-                assert isinstance(entry, Plan | Manifest)
+                assert isinstance(entry, Plan | Manifest | GivenUp)
                 chunks = self.tables.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
-                if isinstance(entry, Plan):
+                if isinstance(entry, GivenUp):
+                    if (part := chunks.parts.get(entry.generation)) is not None and not part.settled:
+                        part.given_up = True
+                elif isinstance(entry, Plan):
                     if entry.generation > chunks.generation and not chunks.complete():
                         for manifest in chunks.manifests.values():
                             self._supersede(manifest)
                         chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
                         chunks.generation, chunks.outdated = entry.generation, False
-                elif (
-                    chunks.plan is None
-                    or entry.generation != chunks.plan.generation
-                    or entry.snapshot < chunks.after
-                    or self.is_freed(entry)
-                    or chunks.manifests.setdefault(entry.chunk, entry) is not entry
-                ):
+                elif self.is_freed(entry) or not chunks.wants(entry):
                     self._supersede(entry)
+                elif (part := chunks.parts.get(entry.generation)) is not None:
+                    part.manifest = entry
+                else:
+                    chunks.manifests[entry.chunk] = entry
         return self.next != before
 
     def tables_of(self, setup: Setup) -> tuple[int, ...]:
@@ -353,13 +397,21 @@ class Chunks:
 
     def _take_command(self, offset: int, command: Command) -> None:
         """Note a command. To load a table anew takes a generation for itself: so a plan of somebody who has not seen
-        the command does not count, and a target that waits for the new load has none that anybody could go on with."""
+        the command does not count, and a target that waits for the new load has none that anybody could go on with.
+        What is asked for the whole table comes instead of all parts that were asked for before."""
         issued = Issued(offset, command)
         if issued.reloads:
             chunks = self.tables.setdefault(issued.table, TableChunks())
             chunks.generation += 1
-            chunks.outdated, chunks.after, self._reloads = True, offset, offset
+            self._reloads = offset
             issued = issued._replace(generation=chunks.generation)
+            if issued.is_partial:
+                chunks.parts[issued.generation] = Part(issued)
+            else:
+                chunks.outdated, chunks.after = True, offset
+                for generation, part in list(chunks.parts.items()):
+                    if issued.is_for(part.issued.command.target):
+                        del chunks.parts[generation]
         self.commands.append(issued)
 
     def _admit(self, admitted: Admitted) -> None:

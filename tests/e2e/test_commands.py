@@ -1,6 +1,7 @@
 """Commands for single tables while everything runs, and the events that tell of it."""
 
 import json
+import threading
 
 import psycopg
 import pytest
@@ -94,6 +95,67 @@ def test_a_table_is_loaded_anew_long_after_the_load_while_the_others_go_on(runni
     told = [json.loads(line) for line in running.succeed("events", file, "shop.notes", "--json").splitlines()]
     assert [event["state"] for event in told if event["state"]][-4:] == ["loading", "indexing", "catching-up", "live"]
     assert "is read again from the beginning: somebody has asked for it" in [event["text"] for event in told]
+
+
+def test_a_part_of_a_table_is_loaded_anew_while_changes_flow_and_everything_is_killed(running: Project) -> None:
+    file, stop = str(running.file), threading.Event()
+    with psycopg.connect(running.source, autocommit=True) as source:
+        source.execute(
+            "create table shop.parts (area text, id int, at timestamptz default now(), code int unique, state text,"
+            " large text, primary key (area, id))"
+        )
+        source.execute("alter table shop.parts alter large set storage external")
+        source.execute(
+            "insert into shop.parts select 'a,' || chr(39), n, now(), n, case when n % 3 = 0 then 'open' end,"
+            " repeat('x', case when n < 50 then 5000 else 1 end) from generate_series(1, 3000) n"
+        )
+    running.succeed("reconfigure", file, "--yes")
+    live = "select count(*) from penstock.tables where table_name = 'parts' and state = 'live'"
+    running.wait_until("a live table", lambda: one(running.target, live) == 1, running.running[0])
+    with psycopg.connect(running.target, autocommit=True) as target:
+        target.execute("set session_replication_role = replica")
+        target.execute("delete from shop.parts where state = 'open' and id < 300")
+        target.execute("update shop.parts set large = 'broken', code = -id where state = 'open' and id > 2500")
+        target.execute("update shop.parts set state = 'open' where id in (1000, 1001)")
+        target.execute("insert into shop.parts values ('b', 1, now(), 90000, 'open', 'only there')")
+
+    asked = running.run("reload", file, "shop.parts", "--where", "true) union select 1 where (true")
+    assert (asked.returncode, "behind WHERE" in asked.stdout) == (3, True), asked.stdout
+    changes = threading.Thread(target=change, args=(running.source, stop))
+    changes.start()
+    try:
+        assert "is loading" in running.succeed("reload", file, "shop.parts", "--where", "state = 'open' -- all of them")
+        running.kill(running.running[0])
+        run = running.start("run", file)
+        running.wait_until("a live table", lambda: one(running.target, live) == 1, run)
+    finally:
+        stop.set()
+        changes.join()
+    running.wait_until("equality", lambda: running.differences() == [], run)
+    told = [json.loads(line) for line in running.succeed("events", file, "shop.parts", "--json").splitlines()]
+    states = [event["state"] for event in told if event["state"]]
+    assert states[-4:] == ["paused", "loading", "catching-up", "live"], told
+
+
+def change(url: str, stop: threading.Event) -> None:
+    """Let rows begin and cease to be open, exchange unique values, get other keys, come and go."""
+    with psycopg.connect(url, autocommit=True) as source:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            for statement in (
+                f"update shop.parts set state = case when state is null then 'open' end where id % 97 = {n % 97}",
+                f"delete from shop.parts where id = {n % 3000 + 1}",
+                f"insert into shop.parts values ('c', {n}, now(), {100_000 + n}, 'open', 'new')",
+                f"update shop.parts set id = id + 10000 where id = {n * 7 % 3000}",
+            ):
+                source.execute(statement.encode())
+            with source.transaction():
+                (one_id, one_code), (other_id, other_code) = source.execute(
+                    "select id, code from shop.parts where code > 0 and area <> 'c' order by random() limit 2"
+                ).fetchall()
+                for id_, code in ((one_id, -1), (other_id, one_code), (one_id, other_code)):
+                    source.execute("update shop.parts set code = %s where id = %s and area <> 'c'", (code, id_))
 
 
 def test_tables_are_added_and_removed_while_changes_flow(running: Project) -> None:

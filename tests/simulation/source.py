@@ -249,6 +249,10 @@ class SimulatedReader(Connection):
         rows = self._read(version.table.id.name, 0, 1 << 30)
         yield from self._rows(version, [row for row in rows if row[0] in wanted])
 
+    def read_where(self, version: Registered, condition: str) -> Iterator[Rows]:
+        rows = self._read(version.table.id.name, 0, 1 << 30)
+        yield from self._rows(version, [row for row in rows if row[0] > int(condition.removeprefix("key > "))])
+
     def _read(self, table: str, low: int, high: int) -> list[tuple[int, Value]]:
         assert self._seen is not None
         seen = self._seen

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from apply.commands import RENEWABLE
+from apply.dead_letters import Letter, key_values
 from apply.loop import Apply, Limits
 from apply.replay import bundled, changes_of, replay
 from apply.target import TableRefused
@@ -29,6 +31,7 @@ from schemas.frontier import (
     CommandKind,
     Freed,
     Frontier,
+    GivenUp,
     Manifest,
     Name,
     Plan,
@@ -155,6 +158,17 @@ class World:
             table = trims.choice("ab")
             self.later.append((first, lambda: self.choose("t1", everything - {table})))
             self.later.append((then, lambda: self.choose("t1", everything)))
+
+        parts = random.Random(seed * 3 + 19)
+        if self.trim_limits is not PRESSED and parts.random() < 0.2:
+            self.turns += 150 if history.turns is None else 0
+            for _ in range(parts.randint(1, 3)):
+                turn, table, above = (
+                    parts.randint(self.turns // 3, self.turns),
+                    parts.choice("ab"),
+                    parts.randint(0, 20),
+                )
+                self.later.append((turn, partial(self.renew, table, above)))
 
         letters = random.Random(seed * 3 + 17)
         self.sets_aside = letters.random() < 0.4
@@ -619,7 +633,46 @@ class World:
         target = self.targets[int(y * 89 % 1 * len(self.targets))].name if y * 83 % 1 < 0.5 else ""
         return f"{kind} {table} on {target or 'all targets'}" if self.command(kind, table, target) else ""
 
-    def command(self, kind: CommandKind, table: str, target: str = "") -> bool:
+    def renew(self, table: str, above: int, paused: bool = False) -> None:
+        """Once a table follows the frontiers let it be paused, and when it has stopped ask for those of its rows that
+        have larger keys."""
+        target = self.targets[0]
+        held = target.stored.tables.get(TableId(SCHEMA, table))
+        if self.ending or not self.database.shape[table].keyed:
+            return
+        progress = held.progress if held is not None else None
+        if progress is None or progress.state is not TableState.PAUSED or progress.stopped_in not in RENEWABLE:
+            if progress is not None and progress.state in RENEWABLE and not paused:
+                paused = self.command(CommandKind.PAUSE, table, target.name)
+            self.later.append((self.turn + 1, partial(self.renew, table, above, paused)))
+            return
+        assert held is not None and held.rows is not None
+        there = self.database.states[-1][table]
+        keys = {int(key or "") for (key,) in held.rows.keyed}
+        keys = {key for key in keys if above < key not in there} | self._keys_of(held.letters)
+        self.command(
+            CommandKind.RELOAD,
+            table,
+            target.name,
+            where=f"key > {above}",
+            place=progress.progress.offset,
+            schema_id=progress.schema_id,
+            keys=tuple(map(str, sorted(keys))),
+        )
+
+    def _keys_of(self, letters: Sequence[Letter]) -> set[int]:
+        """Return all keys that letters touch."""
+        with self.log.reader() as reader:
+            versions = Tables(reader, self.topics)
+            versions.refresh()
+            return {
+                int(key_values(versions.by_schema(letter.schema_id).layout, key)[0])
+                for letter in letters
+                for key in (letter.key, letter.origin)
+                if key is not None
+            }
+
+    def command(self, kind: CommandKind, table: str, target: str = "", where: str = "", **part: Any) -> bool:
         """Ask for something; return whether there is a log that takes it."""
         try:
             self.log.identity()
@@ -627,7 +680,7 @@ class World:
             return False
         if not self.topics.are_made(self.log):
             return False
-        asked = Command(kind, SCHEMA, table, target, "", "somebody", 0)
+        asked = Command(kind, SCHEMA, table, target, where, "somebody", 0, **part)
         with self.log.writer("control") as writer:
             writer.put(self.topics.chunks, encode_control(asked))
         return True
@@ -669,7 +722,7 @@ class World:
                 asked = Command(CommandKind.RELOAD, added.table_schema, added.table_name, "", "", "", 0)
                 self._note_command(offset, asked)
             return
-        if isinstance(entry, Unneeded):
+        if isinstance(entry, Unneeded | GivenUp):
             return
         if isinstance(entry, Admitted):
             if entry.trimmed > self._renewed:
@@ -709,7 +762,8 @@ class World:
         self._commands.append((offset, command))
         if command.kind == CommandKind.RELOAD:
             table = self._load.setdefault(TableId(command.table_schema, command.table_name), TableChunks())
-            table.outdated, table.after = True, offset
+            if not command.where:
+                table.outdated, table.after = True, offset
             table.generation += 1
 
     def confirming(self, position: int) -> None:
@@ -748,6 +802,9 @@ class World:
                     stopped = TableState.SKIPPED
                 case CommandKind.RESUME if stopped == TableState.PAUSED:
                     stopped = ""
+                case CommandKind.RELOAD if command.where:
+                    # It does nothing where the table has gone on since.
+                    stopped = stopped if progress.state in STOPPED else ""
                 case CommandKind.RELOAD:
                     stopped = ""
         if (progress.state if progress.state in STOPPED else "") != stopped:

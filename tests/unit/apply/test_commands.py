@@ -70,6 +70,22 @@ def test_what_is_not_there_on_the_target_is_made_first(state: str) -> None:
     assert (after.state, after.generation, after.stopped_in) == ("waiting", -1, "")
 
 
+@pytest.mark.parametrize("stopped", [FAILED, replace(FAILED, state=TableState.PAUSED, stopped_in="catching-up")])
+def test_a_part_is_loaded_only_where_the_table_stopped_when_it_was_asked_for(stopped: TableProgress) -> None:
+    asked = Command(CommandKind.RELOAD, *A, "copy", "id > 1", "somebody", 0, PLACE.offset, stopped.schema_id)
+    loading = obeyed(Issued(9, asked, 5), stopped, NOWHERE)
+    assert (loading.state, loading.generation, loading.progress, loading.error) == ("loading", 5, PLACE, "")
+    others = [
+        replace(stopped, progress=Progress(51, 3, 501)),
+        replace(stopped, schema_id=66),
+        replace(stopped, stopped_in="loading"),
+        replace(stopped, state=TableState.SKIPPED),
+        replace(LIVE, progress=PLACE),
+    ]
+    for other in others:
+        assert obeyed(Issued(9, asked, 5), other, NOWHERE) == replace(other, command=9)
+
+
 def test_a_command_is_due_once_and_for_its_target() -> None:
     assert is_due(issued(CommandKind.SKIP), LIVE, "t")
     assert is_due(issued(CommandKind.SKIP, target="t"), LIVE, "t")

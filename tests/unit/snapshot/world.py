@@ -198,6 +198,10 @@ class ScriptedReader:
         if found:
             yield Rows(encode_batch(version.layout, [(Op.READ, None, row) for row in found]), len(found))
 
+    def read_where(self, version: Registered, condition: str) -> Iterator[Rows]:
+        """Knows conditions that name a key."""
+        yield from self.read_keys(version, [(condition,)])
+
     def release(self) -> None:
         self._open = ""
 

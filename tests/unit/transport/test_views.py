@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from schemas.errors import GapDetected
-from schemas.frontier import HEAL, Chunk, Claim, Frontier, Manifest, Plan, SnapshotTaken, TableRegistered
+from schemas.frontier import (
+    HEAL,
+    Chunk,
+    Claim,
+    Command,
+    CommandKind,
+    Frontier,
+    GivenUp,
+    Manifest,
+    Plan,
+    SnapshotTaken,
+    TableRegistered,
+)
 from schemas.record import encode_control, value_schema_id
 from schemas.table import Column, Table, TableId
 from schemas.types import Kind
@@ -109,6 +122,33 @@ def test_a_new_generation_forgets_what_was_finished(log: MemoryLog) -> None:
         chunks = Chunks(reader, TOPICS)
         chunks.refresh()
         assert set(chunks.of(TABLE).manifests) == {0}  # the late manifest of generation 0 does not count
+
+
+def test_a_part_has_a_chunk_of_its_own_and_leaves_the_load_as_it_is(log: MemoryLog) -> None:
+    first, _ = write(log, TOPICS.chunks, snapshot("x"), plan(0))
+    write(log, TOPICS.chunks, manifest(0, first), manifest(1, first))
+    asked = Command(CommandKind.RELOAD, *TABLE, "copy", "id > 1", "somebody", 0, 5, 64)
+    at, later = write(log, TOPICS.chunks, asked, snapshot("y"))
+    early = manifest(HEAL, first, generation=1)
+    final = manifest(HEAL, later, generation=1)
+    with log.reader() as reader:
+        chunks = Chunks(reader, TOPICS)
+        write(log, TOPICS.chunks, plan(1), early)  # of somebody who has not seen the command
+        chunks.refresh()
+        table = chunks.of(TABLE)
+        assert (list(table.parts), table.complete(), table.settled()) == ([1], True, False)
+        assert (table.parts[1].issued.offset, table.parts[1].manifest) == (at, None)
+        write(log, TOPICS.chunks, final, GivenUp(*TABLE, 1, "too late", 0))
+        chunks.refresh()
+        assert (table.parts[1].manifest, table.parts[1].given_up, table.settled()) == (final, False, True)
+        assert (table.effective_snapshot(), table.used()) == (first, {first, later})
+
+        write(log, TOPICS.chunks, asked, GivenUp(*TABLE, 2, "truncated", 0), replace(final, generation=2))
+        chunks.refresh()
+        assert (table.parts[2].manifest, table.parts[2].given_up, table.settled()) == (None, True, True)
+        write(log, TOPICS.chunks, replace(asked, target="", where=""))
+        chunks.refresh()
+        assert (table.parts, table.outdated) == ({}, True)
 
 
 def test_a_table_is_known_by_its_schema_id_and_the_latest_version_by_name(log: MemoryLog) -> None:
