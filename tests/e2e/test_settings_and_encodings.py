@@ -9,7 +9,7 @@ import pytest
 
 from tests import servers
 from tests.conftest import fresh_database
-from tests.e2e.conftest import project_of
+from tests.e2e.conftest import Project, one, project_of
 
 SETTINGS = {
     "datestyle": "'German, DMY'",
@@ -61,6 +61,10 @@ delete from shop.keyless where f < 3
 """
 
 
+THERE = "select count(*) from pg_tables where schemaname = 'penstock' and tablename = 'tables'"
+LIVE = "select count(*) from penstock.tables where state = 'live'"
+
+
 def _obstruct(url: str) -> None:
     """Give the database, and the role in it, settings that change what text means."""
     with psycopg.connect(url, autocommit=True) as connection:
@@ -105,3 +109,32 @@ def test_settings_and_encodings_change_nothing(
             _run(utf8, ROWS.format(first=201, last=300) + ";" + CHANGES)
             project.succeed("run", str(project.file), "--until-caught-up")
             assert project.differences() == []
+
+
+def test_bytes_of_no_encoding_are_refused_by_table_and_column_and_others_go_on(
+    tmp_path: Path, source_server: servers.Postgres, target_server: servers.Postgres
+) -> None:
+    with (
+        fresh_database(source_server, "source", "SQL_ASCII") as source,
+        fresh_database(target_server, "target", "SQL_ASCII") as target,
+    ):
+        for table in ("loaded", "streamed", "calm"):
+            _run(source, f"create schema if not exists shop; create table shop.{table} (id int primary key, said text)")
+            _run(source, rf"insert into shop.{table} values (1, e'h\303\244')")
+        _run(source, r"insert into shop.loaded values (2, e'h\344')")
+        for project in project_of(tmp_path, source, target, ""):
+            project.write()
+            run = project.start("run", str(project.file))
+
+            def told(words: str, project: Project = project) -> bool:
+                return words in project.run("events", str(project.file)).stdout
+
+            project.wait_until("a load that was refused", lambda: told("column said: text that is not UTF-8"), run)
+            project.wait_until("the other two", lambda: one(target, THERE) == 1 and one(target, LIVE) == 2, run)
+            _run(source, r"insert into shop.streamed values (2, e'h\344'); insert into shop.calm values (2, 'x')")
+            project.wait_until("a change that was refused", lambda: told("shop.streamed.said: text that is not"), run)
+            project.wait_until("the last one", lambda: one(target, "select count(*) from shop.calm") == 2, run)
+            same = "select said from shop.streamed where id = 1"
+            assert one(target, f"select count(*) from ({same}) s where said = e'h\\303\\244'") == 1
+            assert one(target, "select count(*) from shop.streamed") == 1
+            assert one(target, "select count(*) from shop.loaded") == 0
