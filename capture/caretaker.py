@@ -22,6 +22,9 @@ LOOK_SECONDS = 0.5
 CHECK_SECONDS = 30.0
 END_SECONDS = 5.0
 REMIND_SECONDS = 60.0
+LOOKS = 3
+"""How often tables and publications must seem to differ: what is altered between the two questions is in one alone."""
+
 AWAITED_REMEDY = "start the standby, or take it out of synchronized_standby_slots: alter system set …; pg_reload_conf()"
 
 _log = logging.getLogger(__name__)
@@ -41,16 +44,20 @@ def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Seque
 
     The source itself would leave them out without a word.
     """
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        rows = cursor.execute(PRESENT, {"oids": [leaf.oid for table in tables for leaf in table.leaves]})
-        present = {oid: (TableId(schema, name), set(columns)) for oid, schema, name, columns in rows}
-    existing = [_as_it_is(table, present) for table in tables]
-    if problems := replication.publication_problems(connection, setup.publications[0], existing):
-        raise PrerequisiteMissing(
-            "; ".join(problems),
-            remedy="bring the publications back to what they were; if rows of the tables that are named were changed"
-            f" meanwhile, {LOAD_AGAIN}",
-        )
+    problems: list[str] = []
+    for _ in range(LOOKS):
+        with connection.cursor(row_factory=tuple_row) as cursor:
+            rows = cursor.execute(PRESENT, {"oids": [leaf.oid for table in tables for leaf in table.leaves]})
+            present = {oid: (TableId(schema, name), set(columns)) for oid, schema, name, columns in rows}
+        existing = [_as_it_is(table, present) for table in tables]
+        problems = replication.publication_problems(connection, setup.publications[0], existing)
+        if not problems:
+            return
+    raise PrerequisiteMissing(
+        "; ".join(problems),
+        remedy="bring the publications back to what they were; if rows of the tables that are named were changed"
+        f" meanwhile, {LOAD_AGAIN}",
+    )
 
 
 def _as_it_is(table: Table, present: Mapping[int, tuple[TableId, set[str]]]) -> Table:

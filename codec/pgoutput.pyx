@@ -598,9 +598,6 @@ cdef class ChangeDecoder:
 
     def append_truncate(self, relation_oid, restart):
         cdef Binding* binding
-        cdef Buffer* out
-        cdef Layout layout
-        cdef size_t frame
         if not self.inside:
             malformed(b"a change outside a transaction")
         binding = self.bound(relation_oid)
@@ -610,18 +607,8 @@ cdef class ChangeDecoder:
         if binding.state == LEFT_OUT:
             self.put_left_out(binding)
             return
-        layout = <Layout>binding.layout
-        out = &self.slot[binding.slot].buffer
-        frame = out.size
-        reserve(out, 100)
-        out.size += 8
-        self.put_head(OP_RESTART if restart else OP_TRUNCATE, layout, out)
-        put(out, b"\0\0\0", 3)
-        store32_little(out.data + frame, NONE)
-        store32_little(out.data + frame + 4, <uint32_t>(out.size - frame - 8))
-        self.slot[binding.slot].records += 1
+        self.put_rowless(OP_RESTART if restart else OP_TRUNCATE, <Layout>binding.layout, binding.slot)
         binding.noted = self.hand_over
-        (<set>self.schema_ids[binding.slot]).add(layout.schema_id)
 
     def append_definition(self, Layout layout not None, slot):
         cdef size_t index = self.slot_index(int(slot))
@@ -630,21 +617,21 @@ cdef class ChangeDecoder:
         else:
             self.set_lead(self.last_position, self.largest, self.commit_time)
             self.ordinal = 1
-        self.put_definition(layout, index)
+        self.put_rowless(OP_DEFINE, layout, index)
 
     cdef int put_left_out(self, Binding* binding) except -1:
         """Say once in a transaction that rows of it are not here."""
         if binding.told == self.transactions:
             return 0
         binding.told = self.transactions
-        return self.put_definition(<Layout>binding.layout, binding.slot)
+        return self.put_rowless(OP_DEFINE, <Layout>binding.layout, binding.slot)
 
-    cdef int put_definition(self, Layout layout, size_t index) except -1:
+    cdef int put_rowless(self, int operation, Layout layout, size_t index) except -1:
         cdef Buffer* out = &self.slot[index].buffer
         cdef size_t frame = out.size
         reserve(out, 100)
         out.size += 8
-        self.put_head(OP_DEFINE, layout, out)
+        self.put_head(operation, layout, out)
         put(out, b"\0\0\0", 3)
         store32_little(out.data + frame, NONE)
         store32_little(out.data + frame + 4, <uint32_t>(out.size - frame - 8))

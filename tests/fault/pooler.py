@@ -13,7 +13,8 @@ import selectors
 import socket
 import struct
 import threading
-from urllib.parse import urlsplit
+
+from tests.fault.listening import Listening
 
 _LENGTH = struct.Struct("!I")
 _SSL, _GSS = 80877103, 80877104
@@ -56,47 +57,23 @@ class _Server:
                 return body == b"I"
 
 
-class Pooler:
-    """Listens beside the server of a URL; `url` leads through it."""
+class Pooler(Listening):
+    """Gives the connections of clients that have gone to others."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._address = parts.hostname or "127.0.0.1", parts.port or 5432
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.url = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}").geturl()
         self._pool: dict[bytes, list[_Server]] = {}
         self._lock = threading.Lock()
         self.shared = 0  # how often a connection went to another client
-        self._ending = False
-        self._threads: list[threading.Thread] = []
-        self._acceptor = threading.Thread(target=self._accept, name="pooler", daemon=True)
-        self._acceptor.start()
+        super().__init__(url)
 
     def close(self) -> None:
-        self._ending = True
-        with contextlib.suppress(OSError):
-            socket.create_connection(self._listener.getsockname(), 1).close()
-        self._acceptor.join()
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
+        super().close()
         for pool in self._pool.values():
             for server in pool:
                 server.socket.close()
 
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            if self._ending:
-                client.close()
-                return
-            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, contextlib.suppress(OSError):
+    def serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             startup = self._startup(client)
             given = dict(zip(*[iter(startup[4:].split(b"\0"))] * 2, strict=False))
@@ -139,7 +116,7 @@ class Pooler:
                     self.shared += 1
                     return server
                 server.socket.close()
-        return _Server(self._address, startup)
+        return _Server(self.server, startup)
 
     def _carry(self, client: socket.socket, server: _Server) -> bool:
         """Carry messages on until the client leaves, and return whether it said goodbye."""
@@ -147,7 +124,7 @@ class Pooler:
         with selectors.DefaultSelector() as selector:
             for one in rest:
                 selector.register(one, selectors.EVENT_READ)
-            while not self._ending:
+            while not self.ending:
                 for key, _ in selector.select(0.2):
                     source = key.fileobj
                     assert isinstance(source, socket.socket)

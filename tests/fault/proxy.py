@@ -8,31 +8,23 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
+
+from tests.fault.listening import Listening
 
 # CommandComplete, with its length and its tag; and the simple Query that asks for it.
 _ANSWER = b"C\x00\x00\x00\x0bCOMMIT\x00"
 _QUESTION = b"Q\x00\x00\x00\x0bcommit\x00"
 
 
-class Wire:
+class Wire(Listening):
     """Forwards connections to the server of a URL. What is done to it is done to all that are open."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._server = parts.hostname or "127.0.0.1", parts.port or 5432
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        port = self._listener.getsockname()[1]
-        self.url = parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{port}").geturl()
-        self._ending = False
         self._flows = threading.Event()
         self._flows.set()
         self._generation = 0
         self.delay = 0.0  # seconds, of every piece in either direction
-        self.accepted = 0
-        self._threads: list[threading.Thread] = []
-        self._acceptor = threading.Thread(target=self._accept, name="wire", daemon=True)
-        self._acceptor.start()
+        super().__init__(url)
 
     def stall(self) -> None:
         """Carry nothing any more, and leave all connections open: what is sent goes nowhere, and nobody is told."""
@@ -47,41 +39,23 @@ class Wire:
         self._generation += 1
 
     def close(self) -> None:
-        self._ending = True
         self._flows.set()
-        with contextlib.suppress(OSError):
-            socket.create_connection(self._listener.getsockname(), 1).close()  # wakes who waits in accept
-        self._acceptor.join()
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
+        super().close()
 
     def passes(self, data: bytes, before: bytes, from_server: bool) -> bool:
         """Whether a piece is carried on; else the connection is cut. `before` is the end of what came before it."""
         return True
 
-    def _accept(self) -> None:
-        while True:
-            client, _ = self._listener.accept()
-            if self._ending:
-                client.close()
-                return
-            self.accepted += 1
-            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client:
-            try:
-                server = socket.create_connection(self._server, 5)
-            except OSError:
-                return
-            with server, contextlib.suppress(OSError):
-                for one in (client, server):
-                    one.settimeout(None)
-                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._forward(client, server)
+    def serve(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(self.server, 5)
+        except OSError:
+            return
+        with server, contextlib.suppress(OSError):
+            for one in (client, server):
+                one.settimeout(None)
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._forward(client, server)
 
     def _forward(self, client: socket.socket, server: socket.socket) -> None:
         generation = self._generation
@@ -89,7 +63,7 @@ class Wire:
         with selectors.DefaultSelector() as selector:
             selector.register(client, selectors.EVENT_READ, server)
             selector.register(server, selectors.EVENT_READ, client)
-            while not self._ending and generation == self._generation:
+            while not self.ending and generation == self._generation:
                 if not self._flows.wait(0.1):
                     continue
                 for source, data in _arrived(selector):

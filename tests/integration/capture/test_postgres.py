@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
@@ -38,6 +39,25 @@ pytestmark = pytest.mark.versions
 
 def ops(world: World, table: str) -> list[str]:
     return [item.change.op.name for item in world.captured() if item.table == table]
+
+
+@pytest.mark.versions(where=lambda versions: versions.source >= 15)  # older ones publish no lists of columns
+def test_a_column_that_goes_while_publications_are_looked_at_is_not_missed_in_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run("create table public.t (id int primary key, v text, w text)")
+    world.prepare()
+    look = replication.publication_problems
+    drops = ["alter table public.t drop column v", "alter table public.t drop column w"]
+
+    def look_late(*arguments: Any) -> list[str]:
+        if drops:
+            world.run(drops.pop())
+        return look(*arguments)
+
+    monkeypatch.setattr(replication, "publication_problems", look_late)
+    world.catch_up(world.capture())
+    assert not drops
 
 
 def test_inserts_updates_key_changes_and_deletes_arrive_in_commit_order(world: World) -> None:
