@@ -720,7 +720,10 @@ class PostgresTarget:
         """
         session, waits = self._session, _aside(table.id, table.name.schema)
         if displaces is not None:
-            session.queue(state.KEEP_LOADS_OUT, [self._key, *map(state.text, displaces)])
+            # Whoever follows it has to look again before he writes to it by the name that he knows; whoever loads it is
+            # waited for.
+            for statement in (state.TAKE_GROUP, state.TAKE_TABLE):
+                session.queue(statement, [self._key, *map(state.text, displaces)])
         # Others may be about to do the same to the other one.
         session.query(f"select pg_advisory_xact_lock({state.LOCK})")
         self._redefined |= {table.name, name, waits}

@@ -137,14 +137,6 @@ where pipeline = $1 and table_schema = $2 and table_name = $3 and state = 'loadi
 for share
 """
 
-# Whoever loads a chunk of the table holds the row, and begins no other as long as this one is held.
-KEEP_LOADS_OUT = """
-select 1
-from penstock.tables
-where pipeline = $1 and table_schema = $2 and table_name = $3
-for update
-"""
-
 HAS_ITS_NAME = "select 1 where to_regclass($1)::oid::int8 = $2::int8"
 
 ADD_CHUNK = """
