@@ -40,7 +40,7 @@ class Case(NamedTuple):
     @property
     def delimiter(self) -> str:
         """What stands between the values in the text of an array."""
-        return ";" if self.type == "box" else ","
+        return {"box": ";", "geometry": ":", "geography": ":"}.get(self.type.partition("(")[0], ",")
 
 
 ICU = """select 'a' < 'b' collate "und-x-icu\""""
@@ -327,6 +327,27 @@ CASES: list[Case] = [
     Case("vector(3)", ["[1,2.5,-3]", "[0,-0,1e-38]"], extension="vector"),
     Case("sparsevec(5)", ["{1:1,3:2.5}/5", "{}/5"], extension="vector"),
     Case("halfvec(2)", ["[1,2.5]", "[0,65504]"], extension="vector"),
+    Case(
+        "geometry",
+        [
+            "SRID=4326;POINT(1 2)",
+            "POINT ZM (1e300 -0 0.1 3)",
+            "POLYGON((0 0,4 0,4 4,0 4,0 0),(1 1,2 1,2 2,1 2,1 1))",
+            "GEOMETRYCOLLECTION(POINT EMPTY,LINESTRING(0 0,1 1))",
+            "CIRCULARSTRING(0 0,1 1,2 0)",
+        ],
+        extension="postgis",
+    ),
+    Case(
+        "geometry(PointZ,3857)",
+        ["SRID=3857;POINTZ(1 2 3)", "SRID=3857;POINTZ(-1 0 0)"],
+        extension="postgis",
+    ),
+    Case(
+        "geography",
+        ["POINT(-71.06 42.28)", "SRID=4326;LINESTRING(-110 30,-109 29)", "POLYGON EMPTY"],
+        extension="postgis",
+    ),
     Case('text collate "C"', ["a", "A", "ä"], array=True),
     Case(
         "text collate m.any_case",
