@@ -24,8 +24,8 @@ Tried between all pairs of unlike versions from PostgreSQL 14 to 18, a type wher
 *small*: a transaction of few changes, which go to the target as statements of their own. *large*: one of many, which
 go through a stage. *unchanged*: an update of other columns, with long values that the stream leaves out. *=*: equal.
 
-PostGIS, which the tests' own servers do not have, was tried between databases of PostgreSQL 15 with PostGIS 3.3; with URLs
-of servers that have it, `python -m tests.matrix` tries it again.
+PostGIS, which the tests' own servers do not have, was tried between databases of PostgreSQL 15 with PostGIS 3.3; with
+URLs of servers that have it, `python -m tests.matrix` tries it again.
 """
 
 COLUMNS = ["type", "values", LOAD, *(f"{operation}<br>small, large" for operation in OPERATIONS), "as key", "needs"]
