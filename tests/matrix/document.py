@@ -19,7 +19,7 @@ is tried with values at its edges ([cases.py](../tests/matrix/cases.py)), in fou
 text; with arrays of it (two-dimensional, with nulls, with lower bounds, long ones); in the key, where it can be one;
 and in a table without key that has every row twice. Both sides are compared by text, and by the type's own equality.
 
-Tried between all pairs of unlike versions from PostgreSQL 14 to 18, a type wherever both servers have it (`make matrix`).
+Tried between all pairs of unlike versions from PostgreSQL 14 to 18 (`make matrix`), a type where both have it.
 
 *small*: a transaction of few changes, which go to the target as statements of their own. *large*: one of many, which
 go through a stage. *unchanged*: an update of other columns, with long values that the stream leaves out. *=*: equal.
