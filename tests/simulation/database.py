@@ -84,6 +84,7 @@ class Database:
         self.states: list[State] = [{t: {} for t in self.tables}]  # after each commit of the log
         self.filenodes: dict[str, list[tuple[int, int]]] = {t: [(0, 1)] for t in self.tables}  # since which transaction
         self.silent: set[str] = set()  # tables that are not published
+        self.unfit: set[str] = set()  # tables whose rows have no form in the log now
         self.crashes = 0
         self.exports = 0
         self.slots = 0

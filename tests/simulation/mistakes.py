@@ -22,11 +22,12 @@ from apply.loop import Apply
 from apply.target import Batch, GroupMove, TableMove
 from capture.loop import Capture
 from capture.source import Step
+from codec.frames import pack, unpack
 from codec.rows import Change, decode
 from control.trimmer import Trimmer
 from schemas.errors import Superseded
 from schemas.frontier import Claim, CommandKind, Visibility
-from schemas.record import decode_control
+from schemas.record import decode_control, schema_id_of
 from schemas.states import STOPPED, TableState
 from schemas.table import TableId
 from snapshot.loop import SnapshotWorker
@@ -516,6 +517,46 @@ def late_chunks_become_final() -> None:
 def late_target_is_loaded_from_what_is_left() -> None:
     """A target that is added when the log has been trimmed takes the load that is there."""
     Chunks._admit = lambda self, admitted: setattr(self, "admitted", admitted)  # type: ignore[method-assign]
+
+
+@mistake
+def left_out_without_a_record() -> None:
+    """Rows that can't be carried are dropped."""
+    encode = SimulatedSource._next
+
+    def silent(self: _Any) -> Step | None:
+        step = encode(self)
+        if step is None:
+            return None
+        gone = {n for ids in step.schemas.values() for n in ids if _is_left_out(self._tables, n)}
+        blocks, schemas = {}, {}
+        for partition, block in step.blocks.items():
+            kept = [pair for pair in unpack(block.data) if schema_id_of(pair[1] or b"") not in gone]
+            if kept:
+                blocks[partition] = Block(len(kept), pack(kept))
+                schemas[partition] = step.schemas[partition] - gone
+        return replace(step, blocks=blocks, schemas=schemas)
+
+    SimulatedSource._next = silent  # type: ignore[method-assign]
+
+
+@rare_mistake
+def left_out_but_healed() -> None:
+    """A healing passes over the records that stand for rows which were left out."""
+    versions = snapshot.heal._versions
+
+    def carried(tables: _Any, table: TableId, named: _Any) -> dict[int, _Any]:
+        return {n: version for n, version in versions(tables, table, named).items() if version.left_out is None}
+
+    snapshot.heal._versions = carried
+
+
+def _is_left_out(tables: _Any, schema_id: int) -> bool:
+    return any(
+        version.schema_id == schema_id and version.left_out is not None
+        for id in tables.names()
+        for version in tables.of(id)
+    )
 
 
 # --------------------------------------------------------------------------------- what the simulation has found before

@@ -11,7 +11,14 @@ from codec.copy import encode_batch
 from codec.frames import pack
 from codec.rows import Change as RowChange
 from codec.rows import encode
-from schemas.errors import LogRewound, PositionLost, ReplicationError, SnapshotLost, SourceUnavailable
+from schemas.errors import (
+    LogRewound,
+    PositionLost,
+    ReplicationError,
+    SchemaUnsupported,
+    SnapshotLost,
+    SourceUnavailable,
+)
 from schemas.frontier import Chunk, Commit, Visibility
 from schemas.record import Op
 from schemas.table import Column, Constraint, Definition, Identity, Leaf, Objects, Table, TableId
@@ -23,6 +30,7 @@ from transport.log import Block, Partition
 from transport.views import Registered
 
 SCHEMA = "shop"
+UNFIT = "its rows have no form in the log now"
 _OPS = {"i": Op.INSERT, "u": Op.UPDATE, "d": Op.DELETE, "t": Op.TRUNCATE}
 
 Row = tuple[str | None, ...]
@@ -108,6 +116,7 @@ class SimulatedSource(Connection):
         self._epoch = -1
         self._max_xid = 0
         self._part = 0  # of the transaction at `_position`: changes that were handed over already
+        self._left_out: set[TableId] = set()
 
     def occupied(self) -> str:
         """As if it could never be told: so they get in each other's way as often as they can."""
@@ -118,6 +127,7 @@ class SimulatedSource(Connection):
         self.call("start the stream", lambda: self._take_slot(after))
         self._position, self._epoch = after, epoch
         self._tables.refresh()
+        self._left_out = {id for id in self._tables.names() if self._tables.of(id)[-1].left_out is not None}
 
     def _take_slot(self, after: int) -> None:
         database = self.database
@@ -139,7 +149,17 @@ class SimulatedSource(Connection):
             self.database.streaming = None
 
     def poll(self, timeout: float) -> Step | None:
+        for id in sorted(self._left_out):
+            if self._part == 0 and id.name not in self.database.unfit and self._tables.is_asked_for(id):
+                self._carry(id)
         return self.call("poll", self._next)
+
+    def _carry(self, id: TableId) -> None:
+        table = self._tables.of(id)[-1].table
+        if table.left_out is not None:
+            begun = max((xid for xid, _ in self.database.log[: self.database.flushed]), default=0)
+            self._tables.carry(table.model_copy(update={"left_out": None}), begun)
+        self._left_out.remove(id)
 
     def _next(self) -> Step | None:
         database, r = self.database, self.database.rng
@@ -159,8 +179,14 @@ class SimulatedSource(Connection):
                 if not self._tables.of(table_id(change.table)):
                     self._tables.refresh()  # as when the stream describes a table for the first time
                 version = self._tables.of(table_id(change.table))[-1]
+                if change.table in database.unfit and version.left_out is None:
+                    version = self._tables.leave_out(version.id, SchemaUnsupported(UNFIT))
+                if version.left_out is None:
+                    record = self._encode(version, change, xid, ordinal)
+                else:
+                    self._left_out.add(version.id)
+                    record = self._stands_for(version, xid, ordinal)
                 schemas.setdefault(version.changes, set()).add(version.schema_id)
-                record = self._encode(version, change, xid, ordinal)
                 changes.setdefault(version.changes, []).append(record)
             self._part = 0 if whole else upto
             if whole:
@@ -191,6 +217,11 @@ class SimulatedSource(Connection):
             version.layout,
             RowChange(_OPS[change.op], self._epoch, position, xid, ordinal, position, unchanged, before, after),
         )
+
+    def _stands_for(self, version: Registered, xid: int, ordinal: int) -> tuple[bytes | None, bytes]:
+        position = self._position + 1
+        stands = RowChange(Op.DEFINE, self._epoch, position, xid, ordinal, position, (), None, None)
+        return encode(version.layout, stands)
 
     def leave_out(self, schema_id: int, cause: ReplicationError) -> None:
         self._tables.leave_out(self._tables.by_schema(schema_id), cause)
