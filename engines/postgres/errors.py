@@ -135,8 +135,11 @@ CLASSES: dict[str, Meaning] = {
 
 TOO_LARGE = re.compile(r"^out of memory$|exceeds maximum allowed length|invalid memory alloc request size")
 """What the server says of a row that does not fit into a message, or of a value as text that is none any more."""
-OVERTAKEN = re.compile(r"^tuple concurrently (updated|deleted)$")
-"""What the server says when somebody else altered the same object, or its rights, at the same moment."""
+OVERTAKEN = re.compile(
+    r"^tuple concurrently (updated|deleted)$|^cache lookup failed for |^could not open relation with OID "
+)
+"""What the server says when somebody else altered the same object, or its rights, at the same moment, or dropped it
+while it was being looked at."""
 SNAPSHOT_FUNCTIONS = {"ImportSnapshot", "SetTransactionSnapshot", "parseIntFromText", "parseXidFromText"}
 SLOT_FUNCTIONS = {"ReplicationSlotAcquire", "ReplicationSlotAlter", "StartLogicalReplication", "CreateDecodingContext"}
 LOST_SLOT = re.compile(r"can no longer (get changes|access) |has been invalidated|slot .* was invalidated")

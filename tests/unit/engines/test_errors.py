@@ -155,9 +155,17 @@ def test_an_unknown_state_is_for_a_person() -> None:
     assert "secret" not in str(translate(Unheard("secret"), "source"))
 
 
-@pytest.mark.parametrize("verb", ["updated", "deleted"])
-def test_to_be_overtaken_by_others_is_to_try_again(verb: str) -> None:
-    assert type(translate(error("XX000", f"tuple concurrently {verb}"), "target")) is TransientError
+@pytest.mark.parametrize(
+    "message",
+    [
+        "tuple concurrently updated",
+        "tuple concurrently deleted",
+        "cache lookup failed for index 16423",
+        "could not open relation with OID 16423",
+    ],
+)
+def test_to_be_overtaken_by_others_is_to_try_again(message: str) -> None:
+    assert type(translate(error("XX000", message), "target")) is TransientError
     assert type(translate(error("XX000", "invalid page in block 7"), "target")) is OperatorError
 
 
