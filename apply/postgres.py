@@ -274,18 +274,21 @@ class PostgresTarget:
         writer = self._writers.get(version.schema_id)
         if writer is None:
             assert self._stages is not None
-            whole, version = version, self._as_placed(version)
-            shape = self._shape(version.table.name)
-            if shape is None or misfits(shape, version.table):
+            if version.table.name not in self._shapes:
+                self._waiting_names = None  # what a table is like, and where it is, must be known of one moment
+            placed = self._as_placed(version)
+            shape = self._shape(placed.table.name)
+            if shape is None or misfits(shape, placed.table):
                 # It may be another worker that has made of the table what it is now.
-                self._look_again({version.table.name})
+                self._look_again({placed.table.name, version.table.name})
+                placed = self._as_placed(version)
             try:
-                shape = require(self._shape(version.table.name), version.table)
+                shape = require(self._shape(placed.table.name), placed.table)
             except SchemaUnsupported as error:
                 raise TableRefused(version.table.id, error) from error
-            writer = Writer(self._session, self._stages, version, shape)
+            writer = Writer(self._session, self._stages, placed, shape)
             writer.require_harmless()
-            self._writers[whole.schema_id] = writer
+            self._writers[version.schema_id] = writer
         return writer
 
     def _as_placed(self, version: Registered) -> Registered:
