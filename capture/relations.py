@@ -57,6 +57,16 @@ select exists (select from only {leaf} r
 """
 
 
+NAMED = """
+select n.nspname, c.relname, a.attname
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  join pg_attribute a on a.attrelid = c.oid and a.attnum = %(number)s and not a.attisdropped
+ where c.oid = %(oid)s::int8::oid
+"""
+
+HELD = "select exists (select from {table} where {column} is not null)"
+
 VISIBLE_SECONDS = 2.0
 
 
@@ -107,6 +117,7 @@ class Relations:
         self._labels = dict(setup.labels)  # of enumerations, as the log tells them
         self._told: dict[int, tuple[tuple[int, str, int, int], ...]] = {}  # columns, by the event trigger
         self._cast: dict[TableId, bool] = {}  # whether no command since the last version may have computed values
+        self._bare: dict[TableId, bool] = {}  # whether none may have given new columns values
         self._described: dict[TableId, int] = {}
         self._read()
         self._take_back_what_nobody_knows()
@@ -192,6 +203,7 @@ class Relations:
             if (id := self._owners.get(told.oid)) is not None:
                 self._told[told.oid] = told.columns
                 self._cast[id] = self._cast.get(id, True) and not message.using
+                self._bare[id] = self._bare.get(id, True) and not message.filling
 
     def define(self, connection: psycopg.Connection, found: Found) -> Registered | None:
         """Return the version that a table is from here on, by what the catalogue says; None if that is no news."""
@@ -273,6 +285,7 @@ class Relations:
         version = self._tables.register(table, self._tables.of(table.id)[-1].changes)
         self._own(table)
         self._cast.pop(table.id, None)
+        self._bare.pop(table.id, None)
         return version
 
     def _since(self, connection: psycopg.Connection, last: Table, table: Table) -> Since:
@@ -284,11 +297,11 @@ class Relations:
             query = OLDER.replace("{leaf}", quote(*leaf.id))
             if ask(connection, query, oid=leaf.oid) != [(False,)]:
                 refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
-        return Since(
-            rewritten=any(leaf.oid in before and leaf.node != before[leaf.oid] for leaf in table.leaves),
-            recast=self._cast.get(table.id, False),
-            refused=refused,
-        )
+        rewritten = any(leaf.oid in before and leaf.node != before[leaf.oid] for leaf in table.leaves)
+        bare = self._bare.get(table.id, False)
+        if rewritten and not bare and (unknown := _unknown_column(connection, last, table)):
+            refused = f"column {unknown} was added, and what the rows that were there hold in it is not known"
+        return Since(rewritten=rewritten, recast=self._cast.get(table.id, False), refused=refused)
 
     def _adopt(self, connection: psycopg.Connection, relation: Relation, xid: int) -> TableId | None:
         """Find out whether an unknown relation is a partition that was added to one of our tables.
@@ -308,7 +321,7 @@ class Relations:
             return id
         fresh = _today(connection, last)
         if fresh is None:
-            raise SourceUnavailable(f"{id} is locked, so that nothing can be learnt of its partition {relation.name}")
+            return None
         leaf = next((leaf for leaf in fresh.leaves if leaf.oid == relation.oid), None)
         if leaf is None:
             return None
@@ -382,6 +395,30 @@ def _is_known(table: Table, passed: int) -> bool:
     return table.since is None or table.since.passed < passed
 
 
+def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -> str | None:
+    """Return a column that a table has got since the last version, and that some row may have got a value in that the
+    stream does not tell; the table was rewritten meanwhile.
+
+    Where nothing is rewritten the catalogue keeps, apart, what older rows hold in a new column. Else they hold it
+    themselves, and a default that it came from may be gone. Yet if no row has a value there now, none had one that
+    the stream has not taken back.
+    """
+    known = {column.number for column in last.columns} | {column.number for column in last.definition.columns}
+    details = _details(table)
+    fresh = {column.number for column in table.columns if column.number} - known
+    for number in sorted(number for number in fresh if number in details and not details[number].missing):
+        found = ask(connection, NAMED, oid=table.oid, number=number)
+        for schema, name, column in found:
+            query = HELD.replace("{table}", quote(schema, name)).replace("{column}", quote(column))
+            try:
+                held = ask(connection, query) == [(True,)]
+            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+                held = True  # it has just got another name, or is gone
+            if held:
+                return details[number].name
+    return None
+
+
 def _later(short: int, xid: int) -> bool:
     """Whether a 32-bit transaction id is after a full one, in the half circle of ids around it."""
     return 0 < (short - xid) % (1 << 32) < 1 << 31
@@ -424,13 +461,19 @@ def _await(connection: psycopg.Connection, xid: int) -> None:
 
 
 def _today(connection: psycopg.Connection, table: Table) -> Table | None:
-    """Return the table as the catalogue has it now, by the name that it has now; None if it is gone, or locked by
-    whoever changes it."""
+    """Return the table as the catalogue has it now, by the name that it has now; None if it is gone.
+
+    Raises `SourceUnavailable` if somebody holds it in a lock, as for a change that takes long: what it is to be known
+    by would be a guess.
+    """
     try:
         name = definitions.names(connection, [table.oid]).get(table.oid)
         return next(iter(catalogue.tables(connection, lambda id: id == name)), None) if name else None
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled):
-        return None
+    except (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled) as error:
+        raise SourceUnavailable(
+            f"{table.id} is locked, so that nothing can be learnt of how it was altered",
+            remedy="capture goes on when the lock is given up: pg_locks tells who holds it",
+        ) from error
 
 
 def _column(connection: psycopg.Connection, name: str, type_oid: int, modifier: int, number: int) -> Column:
@@ -511,14 +554,14 @@ def _definition(fresh: Table, old: Table, columns: tuple[Column, ...]) -> Defini
         detail = there.get(column.number)
         if detail is None and (detail := now.get(column.number)) is not None:
             detail = detail.model_copy(update={"nullable": True})
-        detail = detail or ColumnDetails(name=column.name, source_type=column.source_type)
+        detail = detail or ColumnDetails(name=column.name, source_type=column.source_type, number=column.number)
         details.append(detail.model_copy(update={"name": column.name, "source_type": column.source_type}))
-    carried = {column.name for column in columns}
+    carried, numbers = {column.name for column in columns}, {column.number for column in columns if column.number}
     generated = tuple(d for d in old.definition.columns if d.generated)
     definition = fresh.definition if _is_current(fresh, columns) else old.definition
     return definition.model_copy(
         update={
-            "columns": (*details, *(d for d in generated if d.name not in carried)),
+            "columns": (*details, *(d for d in generated if d.name not in carried and d.number not in numbers)),
             "partitions": old.definition.partitions,
         }
     )

@@ -108,16 +108,25 @@ def _columns(old: Table, new: Table, since: Since, version: int, empty: bool) ->
     before, after = _by_number(old), _by_number(new)
     details = {column.name: column for column in new.definition.columns}
     known = {column.name: column for column in old.definition.columns}
-    generated = {name for name, column in details.items() if column.generated}
-    once = {name for name, column in known.items() if column.generated}
-    gone = [column.name for number, column in before.items() if number not in after]
-    statements = [f"{table} drop column {quote(name)}" for name in [*sorted(once - generated), *gone]]
-    statements += _renames(
-        table, {column.name: after[number].name for number, column in before.items() if number in after}
-    )
+    generated = {name: column.generated for name, column in details.items() if column.generated}
+    once = {name: column for name, column in known.items() if column.generated}
+    # Of a column that is computed no more the rows keep what they have.
+    kept = {column.number: column for column in once.values() if column.number in after and column.number not in before}
+    computed = {name: column.generated for name, column in once.items() if column.number not in kept}
+    renewed = {name for name in generated if generated[name] != computed.get(name)}
+    gone = sorted(name for name in computed if name not in generated or name in renewed)
+    gone += [column.name for number, column in before.items() if number not in after]
+    statements = [f"{table} drop column {quote(name)}" for name in gone]
+    statements += [f"{table} alter column {quote(kept[number].name)} drop expression if exists" for number in kept]
+    names = {number: column.name for number, column in before.items()}
+    names |= {number: column.name for number, column in kept.items()}
+    statements += _renames(table, {name: after[number].name for number, name in names.items() if number in after})
     for number, column in after.items():
         detail = details.get(column.name) or ColumnDetails(name=column.name, source_type=column.source_type)
         was = before.get(number)
+        if number in kept:
+            statements += _changed(table, column, kept[number], detail)
+            continue
         if was is None:
             statements += _added(table, new, column, detail, since, version, empty)
             continue
@@ -126,8 +135,9 @@ def _columns(old: Table, new: Table, since: Since, version: int, empty: bool) ->
                 _require_cast(new, since, was, column)
             statements += _retyped(table, column, known.get(was.name), detail, empty)
         statements += _changed(table, column, known.get(was.name), detail)
-    added = sorted(generated - once)
-    return statements + [f"{table} add column {column_definition(details[name], {}, version)}" for name in added]
+    return statements + [
+        f"{table} add column {column_definition(details[name], {}, version)}" for name in sorted(renewed)
+    ]
 
 
 def _by_number(table: Table) -> dict[int, Column]:

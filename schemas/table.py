@@ -76,6 +76,7 @@ class ColumnDetails(_Model):
     comment: str = ""
     sequence: TableId | None = None  # owned by the column (serial, identity)
     missing: str = ""  # what rows from before the column show for it, as an expression
+    number: int = 0  # the source's own, as `Column.number`
 
 
 class Definition(_Model):

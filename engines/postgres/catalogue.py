@@ -227,7 +227,7 @@ def _table(details: _Details, oid: int) -> Table:
 
 
 def _column_details(row: TupleRow, nullable: bool, missing: Mapping[str, str]) -> ColumnDetails:
-    _, _, name, _, _, written, _, identity, generated, default, *rest = row
+    _, number, name, _, _, written, _, identity, generated, default, *rest = row
     collation_schema, collation, comment, sequence_schema, sequence = rest
     return ColumnDetails(
         name=name,
@@ -241,6 +241,7 @@ def _column_details(row: TupleRow, nullable: bool, missing: Mapping[str, str]) -
         comment=comment or "",
         sequence=TableId(sequence_schema, sequence) if sequence else None,
         missing=missing.get(name, ""),
+        number=number,
     )
 
 

@@ -25,7 +25,7 @@ RELATIONS = """
 select c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::text, c.relreplident::text,
        c.relispartition, c.reltuples::float8, c.relpages::int8,
        case when c.relkind = 'p' then pg_get_partkeydef(c.oid) end,
-       case when c.relispartition then pg_get_expr(c.relpartbound, c.oid) end,
+       case when c.relispartition then pg_get_expr(c.relpartbound, 0) end,
        (select d.description from pg_description d
          where d.classoid = 'pg_class'::regclass and d.objoid = c.oid and d.objsubid = 0)
   from pg_class c
@@ -78,7 +78,7 @@ select c.oid::int8, coalesce(pg_relation_size(c.oid), 0) / current_setting('bloc
 COLUMNS = """
 select a.attrelid::int8, a.attnum::int4, a.attname, a.atttypid::int8, a.atttypmod::int4,
        format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text, a.attgenerated::text,
-       pg_get_expr(d.adbin, d.adrelid),
+       pg_get_expr(d.adbin, case when a.attgenerated <> '' then d.adrelid else 0 end),
        case when a.attcollation <> t.typcollation then cn.nspname end, co.collname,
        de.description, sn.nspname, s.relname
   from pg_attribute a

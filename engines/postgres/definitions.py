@@ -97,6 +97,9 @@ create or replace function {function}() returns event_trigger
 language plpgsql set search_path to pg_catalog as $penstock$
 declare
     told jsonb;
+    stack text;
+    hidden boolean;
+    domains boolean := false;
 begin
     if tg_event = 'sql_drop' then
         if not exists (select from pg_event_trigger_dropped_objects() d where not d.is_temporary) then
@@ -117,9 +120,19 @@ begin
           from pg_class c
          where c.oid in (select d.objid from pg_event_trigger_ddl_commands() d where d.classid = 'pg_class'::regclass)
            and c.relkind in ('r', 'p');
+        domains := exists (
+            select from pg_event_trigger_ddl_commands() d
+              join pg_attribute a on a.attrelid = d.objid
+              join pg_type t on t.oid = a.atttypid and t.typtype = 'd' and t.typdefault is not null
+             where d.classid = 'pg_class'::regclass);
     end if;
+    -- What a function does is not in what the client has sent.
+    get diagnostics stack = pg_context;
+    hidden := strpos(stack, chr(10)) > 0 or current_query() is null;
     perform pg_logical_emit_message(true, {prefix}, jsonb_build_object(
-        'tables', coalesce(told, '[]'), 'using', coalesce(current_query() ~* '\\yusing\\y', true))::text);
+        'tables', coalesce(told, '[]'),
+        'using', hidden or current_query() ~* '\\yusing\\y',
+        'filling', hidden or domains or current_query() ~* '\\y(default|generated|(big|small)?serial[248]?)\\y')::text);
 exception when others then
     raise log 'penstock was not told of a definition that changed: %', sqlerrm;
 end
@@ -135,11 +148,12 @@ class Told(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What the event trigger has said: the tables that a command may have altered, and whether it may have said how
-    values of one type become values of another."""
+    """What the event trigger has said: the tables that a command may have altered, whether it may have said how
+    values of one type become values of another, and whether new columns may have got values."""
 
     tables: tuple[Told, ...]
     using: bool
+    filling: bool
 
 
 def fingerprints(conn: psycopg.Connection, oids: Iterable[int]) -> dict[int, str]:
@@ -206,6 +220,6 @@ def message_of(content: bytes) -> Message:
             )
             for table in said["tables"]
         ]
-        return Message(tuple(tables), bool(said["using"]))
+        return Message(tuple(tables), bool(said["using"]), bool(said["filling"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DecodeError(f"a message with the prefix {PREFIX!r} that says nothing: {error}") from error
