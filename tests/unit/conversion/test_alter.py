@@ -23,7 +23,7 @@ def twice(expression: str = "(id * 2)", name: str = "twice") -> ColumnDetails:
 def test_a_column_that_is_computed_in_another_way_is_made_anew() -> None:
     assert alter_table(version(twice()), version(twice("(id * 3)")), made=True) == [
         'alter table "shop"."parts" drop column "twice"',
-        'alter table "shop"."parts" add column "twice" integer generated always as (id * 3) stored',
+        'alter table "shop"."parts" add column "twice" integer generated always as ((id * 3)) stored',
     ]
     assert alter_table(version(twice()), version(twice()), made=True) == []
 

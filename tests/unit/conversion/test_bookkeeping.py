@@ -45,8 +45,10 @@ OF_SQL = {
         "integer",
         "bigint",
     ),
-    *("join", "using", "bytea", "count", "group", "extract", "epoch"),
-    *("c", "n", "p", "t", "old_frontier", "old_epoch", "old_roster"),  # what the statements name themselves
+    *("join", "using", "bytea", "count", "group", "extract", "epoch", "boolean", "oid", "int8"),
+    *("age", "xmin", "xid", "txid_current_snapshot", "txid_snapshot_xmin"),
+    *("c", "n", "p", "t"),  # what the statements name themselves
+    *("old_frontier", "old_epoch", "old_roster", "old_generation", "old_state", "old_command"),
 }
 
 
