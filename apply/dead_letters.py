@@ -4,8 +4,8 @@ A letter is one change as the log has it. It is stored in the target in the same
 it, so it is there exactly once, like a row. As long as a key has a letter nothing is applied under that key: what comes
 later becomes a letter too, behind the others. A change that gives a row another key touches both, so both are blocked,
 and what was set aside by one blocks the other. So the target is always the source but for the blocked keys, of which it
-has what it had before the first of their letters. What is emptied at the source has no letters any more: they are about
-rows that are gone.
+has what it had before the first of their letters. What is emptied or dropped at the source has no letters any more:
+they are about rows that are gone.
 
 A table without key has whole rows for keys: what changes or deletes a row that waits, waits too.
 

@@ -576,6 +576,7 @@ class Apply:
             write(refused.table)  # row by row where that is needed
         for move in table_moves:
             if move.progress.state is TableState.DROPPED:
+                self._forget_letters(move.progress.table, "was dropped at the source")
                 cohort.tables.discard(move.progress.table)
         self.stats.batches += 1
         self.stats.records += portion.records
@@ -730,6 +731,12 @@ class Apply:
         else:
             self._waiting.pop(tray.table, None)
         self._tell_letters(tray)
+
+    def _forget_letters(self, table: TableId, why: str) -> None:
+        """Tell that the letters of a table are gone with its rows."""
+        if (waiting := self._waiting.pop(table, None)) is not None:
+            text = f"{waiting.letters} dead letters are gone: the table {why}"
+            self._teller.tell(EventKind.NOTICE, text, table=table, target=self._name)
 
     def _tell_letters(self, tray: Tray) -> None:
         self.stats.dead_letters += tray.added
@@ -1211,6 +1218,7 @@ class Apply:
             self._target.write(Batch(tables=[move], pieces=[piece]))
         else:
             self._target.restart(piece, move)
+            self._forget_letters(progress.table, "is loaded anew")
         self._learn(move.progress)
         self._take_places([move.progress])
         return True

@@ -701,6 +701,9 @@ class PostgresTarget:
     def _carry_out(self, piece: Redefinition) -> None:
         before, after = piece.before.table, piece.after.table
         try:
+            if after.dropped and piece.ddl is not Ddl.IGNORE:
+                # They are about rows that are gone.
+                state.queue_forgetting(self._session, self._key, after.id)
             if piece.ddl is Ddl.IGNORE:
                 after = self.accepted(piece.after).table
             elif piece.ddl is Ddl.APPLY:

@@ -8,6 +8,7 @@ import psycopg
 from tests.e2e.conftest import Project, one
 
 TABLE = "select count(*) from pg_tables where schemaname = 'shop'"
+LETTERS = "select count(*) from penstock.dead_letters"
 
 
 def sql(url: str, statement: str) -> None:
@@ -73,3 +74,11 @@ def test_refused_rows_are_seen_replayed_edited_and_discarded(simple: Project) ->
     told = project.succeed("events", file, "shop.orders")
     assert "was set aside" in told and "replayed by" in told and "edited by" in told and "discarded by" in told
     assert project.differences() == []
+
+    sql(project.source, "insert into shop.orders values (5, -5, 'gone with the table')")
+    project.wait_until("a letter", lambda: one(project.target, LETTERS) == 1, run)
+    sql(project.source, "drop table shop.orders")
+    project.wait_until("no letter", lambda: one(project.target, LETTERS) == 0, run)
+    assert one(project.target, TABLE) == 0
+    dropped = "1 dead letters are gone: the table was dropped at the source"
+    project.wait_until("that it is told", lambda: dropped in project.succeed("events", file, "shop.orders"), run)
