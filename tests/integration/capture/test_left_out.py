@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from capture.loop import Capture
+from capture.tables import TableVersions
 from codec.frames import unpack
 from schemas.errors import TransientError
 from schemas.events import EventKind
@@ -143,6 +144,30 @@ def test_a_table_is_carried_again_when_somebody_has_asked_for_it(ascii_world: Wo
     *before, item = [item for item in world.captured() if item.table == "public.t"]
     assert [one.change.op.name for one in before] == ["DEFINE", "DEFINE"]
     assert item.after == {"id": "5", "said": "y"} and item.change.xid > again.max_xid
+
+
+def test_a_capture_that_dies_as_it_is_about_to_carry_a_table_again_leaves_that_to_the_next(
+    ascii_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = ascii_world
+    capture = world.capture()
+    world.run(BAD)
+    world.catch_up(capture)
+    ask_to_reload(world, "public.t")
+    with monkeypatch.context() as patch:
+        patch.setattr(TableVersions, "register", lambda *arguments: 1 / 0)  # behind `Carried`, before the version
+        with pytest.raises(ZeroDivisionError):
+            until(capture, lambda: False)
+    capture.close()
+    assert len(carried(world)) == 1 and world.versions("public.t")[-1].left_out is not None
+
+    world.run("insert into public.t values (3, 'x')")
+    capture = world.capture()
+    carries_again(world, capture)
+    world.catch_up(capture)
+    first, second = carried(world)
+    assert first.max_xid < second.max_xid  # what came in between is left out, or carried
+    assert ops(world, "public.t") in (["DEFINE", "DEFINE"], ["DEFINE", "INSERT"])
 
 
 def test_what_is_not_mended_is_left_out_again(ascii_world: World) -> None:
