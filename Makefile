@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 COMPILED := $(wildcard codec/*.pyx codec/*.pxd)
 
 .DEFAULT_GOAL := help
-.PHONY: help build servers check format test matrix fuzz simulate demo bench clean
+.PHONY: help build servers check format test matrix fuzz simulate histories demo bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ fuzz: build ## fuzz every decoder (ARGS="--seconds N TARGET...", for each)
 
 simulate: build ## run histories with faults in the simulated world (ARGS="--histories N --seed S --jobs J")
 	@$(BIN)/python -m tests.simulation $(ARGS)
+
+histories: servers ## run random histories of rows, definitions and kills on real servers (ARGS="--histories N --seed S")
+	@$(BIN)/python -m tests.histories $(ARGS)
 
 demo: build ## replicate between two servers of its own (LOG=kafka for Kafka)
 	@$(BIN)/python -m control.demo $(if $(LOG),--log $(LOG))
