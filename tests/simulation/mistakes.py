@@ -377,6 +377,13 @@ def plans_of_who_has_not_seen_the_command_count() -> None:
 
 
 @mistake
+def only_the_part_is_read_anew() -> None:
+    """What was changed since a table stopped is left out, if the rows are not of the part that is wanted."""
+    since = snapshot.heal._Since
+    snapshot.heal._Since = lambda snapshots, place=None: since(snapshots)  # type: ignore[assignment, misc]
+
+
+@mistake
 def forgets_what_a_reload_needs() -> None:
     """The trimmer does not ask whether somebody wants a table anew who has not heard of it yet."""
     control.trimmer.to_be_loaded = lambda answers, chunks: {}
