@@ -329,7 +329,7 @@ class Apply:
 
     def _reload(self) -> None:
         """Read everything anew from the target."""
-        assert self._setup is not None
+        assert self._setup is not None and self._reader is not None
         self._chunks.refresh()
         while self._chunks.chosen is not self._chosen:
             self._register(self._setup)
@@ -380,10 +380,14 @@ class Apply:
             and issued.table in self._known
             and commands.is_due(issued, self._known[issued.table], self._name)
         }
-        for table in self._mine():
-            if table.state is not TableState.CATCHING_UP or table.table in coming:
-                continue
-            if table.progress.offset < start:
+        behind = [
+            table for table in self._mine() if table.state is TableState.CATCHING_UP and table.table not in coming
+        ]
+        # What is said to be forgotten is not there for whoever goes on now, though some of it still may be: the
+        # frontiers go last.
+        trimmed = read_trimmed(self._reader, self._topics) if behind else None
+        for table in behind:
+            if trimmed is not None and table.progress.position < trimmed.position:
                 self._fail(table.table, _forgotten())
             else:
                 self._cohort_at(table.progress).tables.add(table.table)
