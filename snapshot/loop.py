@@ -37,7 +37,7 @@ from schemas.events import EventKind
 from schemas.frontier import HEAL, GivenUp, Manifest, Plan, Setup
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control
-from schemas.table import TableId
+from schemas.table import Table, TableId
 from snapshot import heal, rules
 from snapshot.reader import GONE, Comparer, Reader, Rows, reader_factory
 from transport.events import Teller
@@ -581,9 +581,22 @@ class SnapshotWorker:
         if mark.now not in plan.physical:
             engine.release()
             return self._give_up(plan, f"{rules.REWRITTEN} since it was planned")
+        if mark.now != GONE and self._shows_other_columns(views, snapshot, engine, version.table):
+            engine.release()
+            return self._give_up(plan, rules.ALTERED)
         rows: Iterator[Rows | None] = iter(()) if mark.now == GONE else engine.read(version, chunk)
         self._start(views, task, plan, snapshot, rows, [leaf])
         return True
+
+    @staticmethod
+    def _shows_other_columns(views: _Views, snapshot: int, engine: Reader, table: Table) -> bool:
+        """Whether a snapshot may see values in columns that a version of a table does not have.
+
+        They would be lost: what is visible in the snapshot is not taken from the stream. In the snapshot that the
+        pipeline begins with nothing is visible that has altered a table since.
+        """
+        first = views.chunks.snapshots[snapshot].visibility == views.setup.visibility
+        return not first and isinstance(engine, Comparer) and not engine.is_current(table)
 
     def _start_healing(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
         version = views.tables.by_schema(plan.schema_id)
@@ -600,6 +613,9 @@ class SnapshotWorker:
             return False
         assert self._reader is not None
         engine = self._open(views, number)
+        if self._shows_other_columns(views, number, engine, version.table):
+            engine.release()
+            return self._give_up(plan, rules.ALTERED)
         used = [snapshots[n] for n in sorted(state.snapshots())]
         rows = heal.mend(
             self._reader,

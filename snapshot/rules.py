@@ -26,6 +26,9 @@ ALONE = "read in several snapshots"
 ADMITTED = "a target was added when the log had been trimmed"
 """The cause of a plan for those alone who do not have the table yet."""
 
+ALTERED = "altered before the snapshot was taken"
+"""The cause of a plan whose generation before had other columns than the snapshots that were to be read in."""
+
 RELOADED = "somebody has asked for it"
 """The cause of a plan that follows a command to load the table anew."""
 

@@ -236,6 +236,23 @@ def test_a_table_that_was_rewritten_between_snapshot_and_plan_is_not_read_in_tha
     assert len(holder_snapshots(world)) == 2
 
 
+def test_a_table_that_got_a_column_before_a_newer_snapshot_is_not_read_there_without_it(world: World) -> None:
+    fill(world)
+    world.capture(), world.worker(0), world.worker(1)
+    holder = world.holder_process()
+    world.until(lambda: world.final("shop.keyed") >= 2)
+    holder.kill()
+    holder.join()
+    assert world.chunks("shop.keyed").missing
+    world.run("alter table shop.keyed add extra int", "update shop.keyed set extra = id where id % 3 = 0")
+    world.holder()
+    world.load()
+    equal(world)
+    chunks = world.chunks("shop.keyed")
+    assert chunks.plan is not None and rules.ALTERED in chunks.plan.cause
+    assert world.chunks("shop.two").plan.generation == 0  # type: ignore[union-attr]
+
+
 def holder_snapshots(world: World) -> list[int]:
     from transport.views import Chunks
 
