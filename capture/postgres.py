@@ -400,7 +400,7 @@ class PostgresSource:
 
     def _define(self) -> None:
         """Record what the catalogue says of tables, as far as the stream has passed where that was read."""
-        reached = max(self._decoder.position, self._passed)
+        reached, told = max(self._decoder.position, self._passed), False
         while self._definitions.found and self._definitions.found[0].position <= reached:
             found = self._definitions.found.popleft()
             if found.id in self._left_out:
@@ -415,6 +415,15 @@ class PostgresSource:
                 version = self._leave_out(found.id, error)
             if version is not None:
                 self._append(version)
+                told = True
+        if told:
+            self._need_place()
+
+    def _need_place(self) -> None:
+        """See to it that the stream goes on, if all that it has passed is told already: a definition outside of
+        transactions is told with what comes next, and nobody may write anything for hours."""
+        if not self._commits and self._passed <= self._position:
+            replication.emit_message(self._catalogue(), "penstock", "definition")
 
     def _append(self, version: Registered) -> None:
         """Record that a table is another one from here on, and let the rows that follow be of that version."""
@@ -494,6 +503,7 @@ class PostgresSource:
                     self._bind(relation)
             if version.table.dropped:
                 self._append(version)
+                self._need_place()
 
     def _catalogue(self) -> psycopg.Connection:
         """Return the ordinary connection, made again if it was lost while nobody needed it."""

@@ -135,6 +135,10 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
                 with contextlib.suppress(TransientError):
                     if collector.ready() and reached():
                         return
+                if run.poll() == 0:
+                    # It ends so only if it is told to: by Ctrl-C, which reaches all processes of a terminal, and which
+                    # a callback may have kept from us.
+                    raise KeyboardInterrupt
                 if run.poll() is not None:
                     raise ServerUnavailable(f"`penstock run` ended with {run.returncode}")
                 if time.monotonic() > deadline:
@@ -177,7 +181,7 @@ def _kill(state: Path, *names: str) -> list[str]:
     try:
         running = json.loads((state / "pids.json").read_text())
     except FileNotFoundError:
-        # The run ends at Ctrl-C, which reaches all processes of a terminal, and may have heard of it before us.
+        # The run ends at Ctrl-C, and may have heard of it before us.
         raise KeyboardInterrupt from None
     killed = []
     for name in names:

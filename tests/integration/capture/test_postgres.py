@@ -16,6 +16,7 @@ import pytest
 
 from capture import definitions, postgres
 from capture.postgres import PostgresSource
+from capture.source import Step
 from control.servers.postgres import PostgresServer
 from engines.postgres import replication
 from engines.postgres.connect import connect
@@ -283,8 +284,12 @@ def test_a_definition_that_a_capture_took_to_its_grave_is_told_by_the_next_one(
     capture = world.capture()
     world.catch_up(capture)
 
-    def dies(step: object, position: int) -> None:
-        raise SourceUnavailable("killed before the frontier")
+    seal = capture._seal
+
+    def dies(step: Step, position: int) -> None:
+        if len(world.versions("public.t")) > 1:
+            raise SourceUnavailable("killed before the frontier")
+        seal(step, position)
 
     monkeypatch.setattr(capture, "_seal", dies)
     world.run("alter table public.t alter column v set default 'new'")
@@ -295,6 +300,33 @@ def test_a_definition_that_a_capture_took_to_its_grave_is_told_by_the_next_one(
     capture = world.capture()
     until(capture, lambda: ops(world, "public.t") == ["DEFINE"])
     assert world.versions("public.t")[-1].definition.columns[1].default == "'new'::text"
+
+
+def test_a_definition_that_is_found_when_all_else_is_told_is_told_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(definitions, "LOOK_SECONDS", 0.1)
+    world.run("create table public.t (id int primary key, v text)")
+    world.prepare()
+    capture = world.capture()
+    world.catch_up(capture)
+    source = capture._source
+    assert isinstance(source, PostgresSource)
+    emit, overtaken = replication.emit_message, threading.Event()
+
+    def emit_slowly(connection: psycopg.Connection, prefix: str, content: str) -> int:
+        position = emit(connection, prefix, content)
+        for _ in range(1000):
+            if content != "definitions" or source._position >= position:
+                overtaken.set()
+                break
+            time.sleep(0.01)
+        return position
+
+    monkeypatch.setattr(replication, "emit_message", emit_slowly)
+    world.run("alter table public.t alter column v set default 'new'")
+    until(capture, lambda: ops(world, "public.t") == ["DEFINE"])
+    assert overtaken.is_set()
 
 
 def test_a_renamed_table_goes_on_under_its_first_name(world: World) -> None:
