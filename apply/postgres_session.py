@@ -17,6 +17,7 @@ from psycopg.errors import error_from_result
 
 from codec.copy import HEADER, TRAILER
 from engines.postgres.connect import connect
+from schemas.errors import ReplicationError
 
 BUFFER = 256 << 10
 """Bytes handed to libpq at once: it copies them, so larger ones cost memory, and smaller ones calls."""
@@ -229,10 +230,13 @@ class Session:
     # ------------------------------------------------------------------------------------------------ endings
 
     def rollback(self) -> None:
-        """End the transaction without effect; raises the driver's error if the connection is lost."""
+        """End the transaction without effect; raises the driver's error if the connection is lost.
+
+        What is still queued is refused by its check or not: nothing of it stays either way.
+        """
         try:
             self.flush()
-        except StatementFailed:
+        except (StatementFailed, ReplicationError):
             pass
         except psycopg.Error:
             # Whatever was sent is lost with the connection.
