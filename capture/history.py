@@ -33,7 +33,7 @@ def require_same(
     slot: str,
     publications: Sequence[str],
     *,
-    confirmed: int,
+    confirmed: Callable[[], int],
     after: int,
     last: Commit,
     silence: float,
@@ -46,16 +46,23 @@ def require_same(
     confirmed when capture died, or what a source that crashed has forgotten of the confirmations.
     Nothing is confirmed by this. Raises `SourceUnavailable` when the server says nothing for `silence` seconds, and
     the driver's errors.
+
+    `confirmed` asks the slot. What it says may grow until the slot is ours, for as long as a capture that was
+    superseded still confirms, and the server streams nothing from before: then it is asked again.
     """
-    if confirmed >= after:
+    already = confirmed()
+    if already >= after:
         return
-    awaited = last if last.position >= confirmed else None
-    begin = last.position if awaited else confirmed
+    begin = max(last.position, already)
     stream = connect_for_replication(url, application=f"penstock {slot} history")
     with contextlib.ExitStack() as stack:
         stack.callback(stream.finish)
         messages = stream.server_version >= 140_000
         replication.start_streaming(stream, slot, publications, begin, messages=messages)
+        already = confirmed()
+        if already >= after:
+            return
+        awaited = last if last.position >= already else None
         arrival = select.poll()
         arrival.register(stream.socket, select.POLLIN)
         heard = ask_at = clock()

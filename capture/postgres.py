@@ -155,7 +155,7 @@ class PostgresSource:
                     remedy=f"correct the URL; if the source was replaced: {LOAD_AGAIN}",
                 )
             control = self._catalogue()
-            confirmed = self._check(control, after)
+            self._check(control, after)
             self._position = self._passed = self._confirmed = after
             objects = Objects.model_validate_json(self._setup.objects)
             self._relations = Relations(self._tables, objects, lambda: self._position)
@@ -167,7 +167,7 @@ class PostgresSource:
                     self._url,
                     self._setup.slot,
                     self._setup.publications,
-                    confirmed=confirmed,
+                    confirmed=lambda: self._check(control, after),
                     after=after,
                     last=last,
                     silence=self._silence,

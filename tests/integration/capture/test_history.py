@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from psycopg import pq
 
 from capture import caretaker
 from capture.loop import Capture
@@ -16,9 +18,10 @@ from capture.postgres import PostgresSource
 from control.retention import PostgresSlot
 from control.servers.postgres import PostgresServer
 from engines.postgres import replication
+from engines.postgres.connect import replication as connect_for_replication
 from engines.postgres.prerequisites import source_problems
 from schemas.errors import LOAD_AGAIN, PositionLost, SourceUnavailable
-from tests.integration.capture.conftest import World, make_world, until
+from tests.integration.capture.conftest import SECONDS, World, make_world, until
 from tests.standby import SLOT, SYNCED, Standby
 
 MakePostgres = Callable[..., PostgresServer]
@@ -95,6 +98,41 @@ def test_what_was_captured_and_not_confirmed_is_known_again(world: World, monkey
     second = world.capture()
     world.run("insert into public.t values (10)")
     world.catch_up(second)
+    assert world.rows("public.t") == world.source_rows("public.t")
+    assert len(world.captured()) == 4
+
+
+def test_what_is_confirmed_while_the_slot_is_waited_for_is_the_same_history(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a capture does that was superseded, and let go of the slot just after its last confirmation."""
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    first = world.capture()
+    until(first, lambda: first.confirmed > 0)
+    confirm = PostgresSource.confirm
+    with monkeypatch.context() as patched:
+        patched.setattr(PostgresSource, "confirm", lambda self, position: None)
+        for n in range(3):
+            world.run(f"insert into public.t values ({n})")
+            world.catch_up(first)
+
+    def confirmed_just_before(url: str, *, application: str) -> pq.abc.PGconn:
+        source = first._source
+        assert isinstance(source, PostgresSource)
+        confirm(source, first.position)
+        deadline = time.monotonic() + SECONDS
+        while world.confirmed() < first.position:
+            assert time.monotonic() < deadline, "the source does not hear of it"
+        source.close()
+        return connect_for_replication(url, application=application)
+
+    monkeypatch.setattr("capture.history.connect_for_replication", confirmed_just_before)
+    monkeypatch.setattr(PostgresSource, "occupied", lambda self: "")
+    second = world.capture()
+    world.run("insert into public.t values (10)")
+    world.catch_up(second)
+    assert world.confirmed() >= first.position
     assert world.rows("public.t") == world.source_rows("public.t")
     assert len(world.captured()) == 4
 
