@@ -289,7 +289,12 @@ def events(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
     since: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Only of the last 30min, 2h, 1d.", show_default=False)
+        str | None,
+        typer.Option(
+            metavar="DURATION|TIME",
+            help="Only of the last 30m, 2h, 1d, or since '2026-07-01 14:30'.",
+            show_default=False,
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the last so many.", show_default=False)] = None,
     as_json: AsJson = False,
@@ -300,19 +305,19 @@ def events(
 
     \b
     Examples:  penstock events pipeline.yaml --since 2h
+               penstock events pipeline.yaml --since "2026-07-01 14:30"
                penstock events pipeline.yaml public.orders --follow
     """
-    from control.eventview import events_of
+    from control.eventview import events_of, moment
     from control.wiring import A_LOOK, opened_log
-    from schemas.pipeline import duration
 
     pipeline = _load(file)
     try:
-        seconds = None if since is None else duration(since)
+        earliest = 0.0 if since is None else moment(since, time.time())
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from None
     with opened_log(pipeline, patience=A_LOOK) as opened:
-        for line in events_of(opened, pipeline.pipeline, table, seconds, limit, follow=follow):
+        for line in events_of(opened, pipeline.pipeline, table, earliest, limit, follow=follow):
             print(json.dumps(line.fields) if as_json else line.text, flush=follow)
 
 

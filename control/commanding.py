@@ -8,11 +8,11 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from apply.commands import is_due
 from apply.target import TableProgress
+from control.naming import fits
 from control.status import Collector
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, OperatorError
@@ -85,12 +85,13 @@ class Commander:
                 remedy="`penstock run` begins; what is not to be copied is excluded in its `tables` (`!schema.table`)",
             )
         there = sorted({table for _, _, tables, _ in self._collector.progress() for table in tables})
-        present = {table: self._collector.name_of(table) for table in there}
+        names = self._collector.names
+        names.refresh()
         found: dict[TableId, None] = {}
         for pattern in patterns:
             # By what `status` lists it; only else by another name that the source has given it since.
-            fitting = [table for table in there if _fits(table, pattern)]
-            fitting = fitting or [table for table in there if _fits(present[table], pattern)]
+            fitting = [table for table in there if fits(str(table), pattern)]
+            fitting = fitting or [table for table in there if names.fit(str(table), [pattern])]
             if not fitting:
                 where = f" that target {self._target} has" if self._target else ""
                 raise ConfigInvalid(
@@ -192,10 +193,6 @@ class Commander:
             + "; ".join(_late(late, unreached)),
             remedy="it is carried out as soon as the pipeline runs there: `penstock run`, or `penstock apply`",
         )
-
-
-def _fits(table: TableId, pattern: str) -> bool:
-    return str(table) == pattern or fnmatchcase(str(table), pattern)
 
 
 def _late(answers: Sequence[Answer], unreached: dict[str, str]) -> Iterator[str]:

@@ -135,12 +135,13 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
                 with contextlib.suppress(TransientError):
                     if collector.ready() and reached():
                         return
-                if run.poll() == 0:
+                code = run.poll()
+                if code == 0:
                     # It ends so only if it is told to: by Ctrl-C, which reaches all processes of a terminal, and which
                     # a callback may have kept from us.
                     raise KeyboardInterrupt
-                if run.poll() is not None:
-                    raise ServerUnavailable(f"`penstock run` ended with {run.returncode}")
+                if code is not None:
+                    raise ServerUnavailable(f"`penstock run` ended with {code}")
                 if time.monotonic() > deadline:
                     raise ServerUnavailable(f"{what}: not after {_DEADLINE:.0f} s")
                 time.sleep(0.05)

@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
-from fnmatch import fnmatchcase
+from datetime import datetime
 
 from control.logview import Line
+from control.naming import Names
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, LogRewound
 from schemas.events import Event, EventKind
+from schemas.pipeline import duration
 from transport.events import Told, told
 from transport.log import Log, LogReader
 from transport.topics import Topics
+from transport.views import Tables
 
 _WAIT_SECONDS = 0.5
 
 
+def moment(text: str, now: float) -> float:
+    """Return the seconds since 1970 that a duration before `now`, or a time, says: without a zone of the clock here.
+
+    Raises `ValueError` if it is neither.
+    """
+    with contextlib.suppress(ValueError):
+        return now - duration(text)
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
+        raise ValueError("a number with its unit: 90s, 30m, 2h, 1d; or a time: 2026-07-01, 2026-07-01 14:30") from None
+
+
 def events_of(
-    log: Log, pipeline: str, pattern: str | None, since: float | None, limit: int | None, *, follow: bool
+    log: Log, pipeline: str, pattern: str | None, since: float, limit: int | None, *, follow: bool
 ) -> Iterator[Line]:
-    """Yield what was told, oldest first: of tables that fit the pattern, in the last `since` seconds, the last `limit`;
-    with `follow` also what is told from now on.
+    """Yield what was told, oldest first: of tables that fit the pattern, `since` that many seconds after 1970, the last
+    `limit`; with `follow` also what is told from now on.
 
     Raises `ConfigInvalid` if there is no log.
     """
     topics = Topics(pipeline)
     if not exists(log) or not topics.are_made(log):
         raise ConfigInvalid(f"pipeline {pipeline} has no log yet", remedy="`penstock run` makes it")
-    earliest = int((time.time() - since) * 1_000_000) if since is not None else 0
     with log.reader() as reader:
+        names = Names(Tables(reader, topics))
+
+        def is_asked_for(event: Event) -> bool:
+            return event.at >= since * 1e6 and (
+                pattern is None or (bool(event.table) and names.fit(event.table, [pattern]))
+            )
+
         at = log.offsets(topics.events).start
         found: deque[Told] = deque(maxlen=limit)
+        names.refresh()
         for entry in _there(log, reader, topics, at):
             at = entry.offset + 1
-            if _fits(entry.event, pattern, earliest):
+            if is_asked_for(entry.event):
                 found.append(entry)
         yield from map(_line, found)
         while follow:
             reader.wait({topics.events: at}, _WAIT_SECONDS)
+            names.refresh()
             for entry in _there(log, reader, topics, at):
                 at = entry.offset + 1
-                if _fits(entry.event, pattern, earliest):
+                if is_asked_for(entry.event):
                     yield _line(entry)
 
 
@@ -61,12 +86,6 @@ def _there(log: Log, reader: LogReader, topics: Topics, at: int) -> Iterator[Tol
                 raise
         if at == before:
             return
-
-
-def _fits(event: Event, pattern: str | None, earliest: int) -> bool:
-    return event.at >= earliest and (
-        pattern is None or event.table == pattern or (bool(event.table) and fnmatchcase(event.table, pattern))
-    )
 
 
 def _line(entry: Told) -> Line:

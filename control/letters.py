@@ -10,7 +10,6 @@ import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from apply.dead_letters import Letter, key_text
@@ -18,6 +17,7 @@ from apply.replay import replay
 from apply.target import Target, find_target
 from codec.rows import Change, decode, encode
 from control.logview import Line, lsn_text, time_text
+from control.naming import Names
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, DecodeError, ValueUnsupported
 from schemas.events import EventKind
@@ -53,6 +53,7 @@ class Letters:
         self._topics = Topics(pipeline.pipeline)
         self._stack = contextlib.ExitStack()
         self._versions = Tables(self._stack.enter_context(log.reader()), self._topics)
+        self._names = Names(self._versions)
         self._targets: dict[str, Target] = {}
         self._by = f"{getpass.getuser()}@{socket.gethostname()}"
 
@@ -75,10 +76,11 @@ class Letters:
         return [(name, letter) for name in names for letter in self._target(name).letters() if fits(letter)]
 
     def _fits(self, chosen: Chosen) -> Callable[[Letter], bool]:
+        self._names.refresh()
+
         def fits(letter: Letter) -> bool:
-            name = str(letter.table)
             return (
-                (not chosen.tables or any(name == p or fnmatchcase(name, p) for p in chosen.tables))
+                (not chosen.tables or self._names.fit(str(letter.table), chosen.tables))
                 and chosen.number in (None, letter.number)
                 and (chosen.key is None or self._has_key(letter, chosen.key))
             )

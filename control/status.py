@@ -10,6 +10,7 @@ from typing import Any
 
 from apply.dead_letters import Letter, key_values
 from apply.target import NOWHERE, MakeTarget, Progress, TableProgress, Target, find_target
+from control.naming import Names
 from control.trend import Trend
 from control.wiring import exists
 from schemas.errors import ReplicationError, TargetUnavailable
@@ -199,6 +200,7 @@ class Collector:
         self._identity = ""
         self._chunks: Chunks
         self._tables: Tables
+        self.names: Names
         self.setup: Setup | None = None
         self._chosen: list[Registered] = []
         self._source: Any = None
@@ -225,6 +227,7 @@ class Collector:
                 return False
             self._reader = self._stack.enter_context(self._log.reader())
             self._chunks, self._tables = Chunks(self._reader, self._topics), Tables(self._reader, self._topics)
+            self.names = Names(self._tables)
         self.setup = read_setup(self._reader, self._topics)
         if self.setup is None:
             return False
@@ -234,13 +237,7 @@ class Collector:
     def _choose(self, setup: Setup) -> None:
         """Read which tables the pipeline has now."""
         self._chunks.refresh()
-        self._tables.refresh()
         self._chosen = [self._tables.by_schema(schema_id) for schema_id in self._chunks.tables_of(setup)]
-
-    def name_of(self, table: TableId) -> TableId:
-        """How the source calls a table of the pipeline now, as far as capture has come."""
-        version = self._tables.latest(table)
-        return version.name if version else table
 
     def progress(self) -> list[tuple[TargetSettings, str, dict[TableId, TableProgress], dict[int, Progress]]]:
         """Return what each target says: its error if it can't be asked, its tables, its groups."""
@@ -287,6 +284,7 @@ class Collector:
             captured_at=captured.captured_at / 1e6 if captured else 0.0,
         )
         usage = self._log.usage()
+        self.names.refresh()
         targets = tuple(
             self._target_status(view, error, tables, groups, source, now)
             for view, (_, error, tables, groups) in zip(self._views, self.progress(), strict=True)
@@ -352,7 +350,7 @@ class Collector:
                     progress.error,
                     progress.remedy,
                     letters.get(progress.table, 0),
-                    str(name) if (name := self.name_of(progress.table)) != progress.table else "",
+                    name if (name := self.names.now(str(progress.table))) != str(progress.table) else "",
                 )
             )
         used = {progress.group for progress in tables.values()}

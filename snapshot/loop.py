@@ -697,14 +697,12 @@ class SnapshotWorker:
             self._begin_again(reading, f"{rules.REWRITTEN}: {again}")
         except (OperatorError, RowError) as error:
             self._abandon()
-            if reading.task.part >= 0:
-                self._give_up_part(reading.task, str(error))
-                return
-            latest = views.tables.latest(reading.task.table)
-            if isinstance(error, SchemaUnsupported) and latest and latest.schema_id != reading.plan.schema_id:
+            task, latest = reading.task, views.tables.latest(reading.task.table)
+            was_changed = latest is not None and latest.schema_id != reading.plan.schema_id
+            if isinstance(error, SchemaUnsupported) and was_changed and task.part < 0:
                 self._give_up(reading.plan, CHANGED)
-                return
-            self._set_aside(reading.task.table, error)
+            else:
+                self._refused(task, error)
 
     def _begin_again(self, reading: _Reading, cause: str) -> None:
         if reading.task.part >= 0:

@@ -6,7 +6,7 @@ brought up to date by `refresh` or `poll`; it never waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -183,6 +183,10 @@ class Tables:
     def latest(self, table: TableId) -> Registered | None:
         """Return the latest version of a table that this view has seen, and that rows are carried of."""
         return self._latest.get(table)
+
+    def all_latest(self) -> Iterable[Registered]:
+        """Return the latest version of each table that this view has seen."""
+        return self._latest.values()
 
     def left_out(self, table: TableId) -> LeftOut | None:
         """Return why capture carries no rows of a table, if it does not."""

@@ -85,6 +85,7 @@ def test_tables_and_partitions_come_and_go(simple: Project) -> None:
     assert one(simple.target, "select count(*) from pg_class where relname in ('renamed', 'dropped', 'quiet')") == 0
     assert one(simple.target, "select count(*) from shop.left_2") == 501
     assert "shop.renamed (now shop.called)" in simple.succeed("status", str(simple.file))
+    assert "shop.renamed on copy: is live" in simple.succeed("events", str(simple.file), "shop.called")
     assert "shop.renamed on copy: is paused" in simple.succeed("pause", str(simple.file), "shop.called")
     followed.stop()
 

@@ -77,7 +77,10 @@ def test_refused_rows_are_seen_replayed_edited_and_discarded(simple: Project) ->
 
     sql(project.source, "insert into shop.orders values (5, -5, 'gone with the table')")
     project.wait_until("a letter", lambda: one(project.target, LETTERS) == 1, run)
-    sql(project.source, "drop table shop.orders")
+    sql(project.source, "alter table shop.orders rename to sales")
+    project.wait_until("the other name", lambda: len(listed(project, "shop.sales")) == 1, run)
+    assert len(listed(project, "shop.orders")) == 1
+    sql(project.source, "drop table shop.sales")
     project.wait_until("no letter", lambda: one(project.target, LETTERS) == 0, run)
     assert one(project.target, TABLE) == 0
     dropped = "1 dead letters are gone: the table was dropped at the source"

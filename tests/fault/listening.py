@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from urllib.parse import urlsplit
 
 
-class Listening:
+class Listening(ABC):
     """Gives each connection to a thread of its own, which `serve`s it; `url` leads through here to the server."""
 
     def __init__(self, url: str) -> None:
@@ -22,9 +23,9 @@ class Listening:
         self._acceptor = threading.Thread(target=self._accept, name=type(self).__name__, daemon=True)
         self._acceptor.start()
 
+    @abstractmethod
     def serve(self, client: socket.socket) -> None:
         """Serve a connection until it ends, or `ending` is set; the socket is closed behind it."""
-        raise NotImplementedError
 
     def close(self) -> None:
         self.ending = True

@@ -425,18 +425,18 @@ class Application:
         return [*(statements if gone else []), f"create table {new} partition of {table.quoted} {bounds}"]
 
     def _rewrite(self, table: Table) -> list[str]:
-        integers = [column.name for column in table.free if column.type == "integer" and column.name != "id"]
-        if not integers:
-            return []
-        name = quote(self.rng.choice(integers))
-        return [f"alter table {table.quoted} alter column {name} type text"]
+        return [f"alter table {table.quoted} alter column {name} type text" for name in self._an_integer(table)]
 
     def _compute(self, table: Table) -> list[str]:
+        return [
+            f"alter table {table.quoted} alter column {name} type bigint using {name}::bigint * 2"
+            for name in self._an_integer(table)
+        ]
+
+    def _an_integer(self, table: Table) -> list[str]:
+        """Choose a column of integers, if there is any."""
         integers = [column.name for column in table.free if column.type == "integer" and column.name != "id"]
-        if not integers:
-            return []
-        name = quote(self.rng.choice(integers))
-        return [f"alter table {table.quoted} alter column {name} type bigint using {name}::bigint * 2"]
+        return [quote(self.rng.choice(integers))] if integers else []
 
     def _random_default(self, table: Table) -> list[str]:
         name = quote(self._new_name(table))

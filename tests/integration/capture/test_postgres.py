@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from capture import definitions, postgres
+from capture.loop import Capture
 from capture.postgres import PostgresSource
 from capture.source import Step
 from control.servers.postgres import PostgresServer
@@ -275,42 +276,42 @@ def test_a_changed_replica_identity_is_a_version_too(world: World) -> None:
     assert [item.change.before for item in world.captured()] == [("1", "2"), (None, "3")]
 
 
-def test_a_definition_that_a_capture_took_to_its_grave_is_told_by_the_next_one(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def watching(world: World, monkeypatch: pytest.MonkeyPatch) -> Capture:
+    """A capture of `public.t` that compares definitions all the time, and has caught up."""
     monkeypatch.setattr(definitions, "LOOK_SECONDS", 0.1)
     world.run("create table public.t (id int primary key, v text)")
     world.prepare()
     capture = world.capture()
     world.catch_up(capture)
+    return capture
 
-    seal = capture._seal
+
+def test_a_definition_that_a_capture_took_to_its_grave_is_told_by_the_next_one(
+    world: World, watching: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = watching._seal
 
     def dies(step: Step, position: int) -> None:
         if len(world.versions("public.t")) > 1:
             raise SourceUnavailable("killed before the frontier")
         seal(step, position)
 
-    monkeypatch.setattr(capture, "_seal", dies)
+    monkeypatch.setattr(watching, "_seal", dies)
     world.run("alter table public.t alter column v set default 'new'")
     with pytest.raises(SourceUnavailable):
-        until(capture, lambda: False)
+        until(watching, lambda: False)
     assert [table.definition.columns[1].default for table in world.versions("public.t")] == ["", "'new'::text"]
-    capture.close()
+    watching.close()
     capture = world.capture()
     until(capture, lambda: ops(world, "public.t") == ["DEFINE"])
     assert world.versions("public.t")[-1].definition.columns[1].default == "'new'::text"
 
 
 def test_a_definition_that_is_found_when_all_else_is_told_is_told_too(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, watching: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(definitions, "LOOK_SECONDS", 0.1)
-    world.run("create table public.t (id int primary key, v text)")
-    world.prepare()
-    capture = world.capture()
-    world.catch_up(capture)
-    source = capture._source
+    source = watching._source
     assert isinstance(source, PostgresSource)
     emit, overtaken = replication.emit_message, threading.Event()
 
@@ -325,7 +326,7 @@ def test_a_definition_that_is_found_when_all_else_is_told_is_told_too(
 
     monkeypatch.setattr(replication, "emit_message", emit_slowly)
     world.run("alter table public.t alter column v set default 'new'")
-    until(capture, lambda: ops(world, "public.t") == ["DEFINE"])
+    until(watching, lambda: ops(world, "public.t") == ["DEFINE"])
     assert overtaken.is_set()
 
 
