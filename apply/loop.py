@@ -1310,8 +1310,7 @@ def _require_all(partition: Partition, span: Span, count: int) -> None:
 def _is_loading(progress: TableProgress) -> bool:
     """Whether a table takes another generation. One that is past its load has all of a generation that was complete;
     one that is paused takes it when it goes on."""
-    failed = progress.state is TableState.FAILED
-    return (TableState(progress.stopped_in) if failed else progress.state) is TableState.LOADING
+    return progress.state is not TableState.PAUSED and progress.goes_on_in is TableState.LOADING
 
 
 def _forgotten() -> LogRewound:

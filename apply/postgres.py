@@ -384,23 +384,19 @@ class PostgresTarget:
     def restart(self, piece: Redefinition, move: TableMove) -> None:
         table, after = piece.before.table, piece.after.table
         self._builder.give_up(table.id)  # it would be waited for
-        try:
-            with self._transaction(f"emptying {table.id}", durable=True) as session:
-                # First the state: that waits for whoever loads a chunk, and keeps everybody else from beginning.
-                state.queue_moves(session, self._key, [], [move])
-                session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
-                state.queue_forgetting(session, self._key, table.id)
-                session.flush()
-                self._look_again({table.name})  # another one may have the name by now
-                table = self._placed(table)
-                self._empty(quote(*table.name), require(self._shape(table.name), table))
-                if after.name != table.name:
-                    table = self._make_way(table, after.name, piece.displaces)
-                self._redefine(table, after, made=move.after.made, empty=True)
-        except TransientError:
-            raise
-        except ReplicationError as error:
-            raise TableRefused(table.id, error) from error
+        doing = f"emptying {table.id}"
+        with _refused_alone(table.id, doing), self._transaction(doing, durable=True) as session:
+            # First the state: that waits for whoever loads a chunk, and keeps everybody else from beginning.
+            state.queue_moves(session, self._key, [], [move])
+            session.queue(state.FORGET_CHUNKS, [self._key, *map(state.text, table.id)])
+            state.queue_forgetting(session, self._key, table.id)
+            session.flush()
+            self._look_again({table.name})  # another one may have the name by now
+            table = self._placed(table)
+            self._empty(quote(*table.name), require(self._shape(table.name), table))
+            if after.name != table.name:
+                table = self._make_way(table, after.name, piece.displaces)
+            self._redefine(table, after, made=move.after.made, empty=True)
 
     # ----------------------------------------------------------------------------------------------------- load
 

@@ -65,6 +65,12 @@ class TableProgress:
     command: int = -1  # offset in `p.chunks` of the last command that was carried out
     roster: int = 0  # goes up when letters were taken from the table, so that who missed that can't move it
 
+    @property
+    def goes_on_in(self) -> TableState:
+        """The table's state; of one that has failed or is paused, the one that it would go on in."""
+        stopped = self.state in {TableState.FAILED, TableState.PAUSED}
+        return TableState(self.stopped_in) if stopped else self.state
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

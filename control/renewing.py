@@ -69,8 +69,7 @@ def reload_where(
 
 def _require_possible(pipeline: Pipeline, commander: Commander, one: Standing, where: str) -> None:
     settings, progress = one
-    stopped = progress.state in {TableState.PAUSED, TableState.FAILED}
-    if (TableState(progress.stopped_in) if stopped else progress.state) not in RENEWABLE:
+    if progress.goes_on_in not in RENEWABLE:
         raise ConfigInvalid(
             f"{progress.table} on {settings.name} is {progress.state}: a part can be reloaded of what is loaded",
             remedy="wait until the table is live, or reload all of it",

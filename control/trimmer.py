@@ -133,7 +133,7 @@ def loaded_until(answers: Sequence[Answer], chunks: Chunks, still: Mapping[Parti
                 continue
             partition = Partition(manifest.topic, manifest.partition)
             if any(
-                (progress.generation == generation and _goes_on_in(progress) is TableState.LOADING)
+                (progress.generation == generation and progress.goes_on_in is TableState.LOADING)
                 or coming.get((answer.name, table), -1) >= part.issued.offset
                 for answer, progress in progresses
                 if part.issued.is_for(answer.name)
@@ -163,13 +163,7 @@ def _loads(progress: TableProgress, load: TableChunks) -> bool:
     """Whether a target may still load chunks of the plan that counts; one that is outdated is begun by nobody."""
     assert load.plan is not None
     begun = progress.generation == load.plan.generation
-    return _goes_on_in(progress) in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
-
-
-def _goes_on_in(progress: TableProgress) -> TableState:
-    """Return a table's state, or if it has stopped, the one that it would go on in."""
-    stopped = progress.state in {TableState.FAILED, TableState.PAUSED}
-    return TableState(progress.stopped_in) if stopped else progress.state
+    return progress.goes_on_in in {TableState.WAITING, TableState.LOADING} and (begun or not load.outdated)
 
 
 def _has(answer: Answer, progress: TableProgress, plan: Plan) -> set[int]:

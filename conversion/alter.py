@@ -106,38 +106,36 @@ def _name(old: TableId, new: TableId) -> list[str]:
 def _columns(old: Table, new: Table, since: Since, version: int, empty: bool) -> list[str]:
     table = f"alter table {quote(*new.name)}"
     before, after = _by_number(old), _by_number(new)
-    details = {column.name: column for column in new.definition.columns}
     known = {column.name: column for column in old.definition.columns}
-    generated = {name: column.generated for name, column in details.items() if column.generated}
-    once = {name: column for name, column in known.items() if column.generated}
+    details = {column.name: column for column in new.definition.columns}
     # Of a column that is computed no more the rows keep what they have.
-    kept = {column.number: column for column in once.values() if column.number in after and column.number not in before}
-    computed = {name: column.generated for name, column in once.items() if column.number not in kept}
-    renewed = {name for name in generated if generated[name] != computed.get(name)}
-    gone = sorted(name for name in computed if name not in generated or name in renewed)
-    gone += [column.name for number, column in before.items() if number not in after]
-    statements = [f"{table} drop column {quote(name)}" for name in gone]
-    statements += [f"{table} alter column {quote(kept[number].name)} drop expression if exists" for number in kept]
+    kept = {
+        column.number: column
+        for column in old.definition.columns
+        if column.generated and column.number in after and column.number not in before
+    }
     names = {number: column.name for number, column in before.items()}
     names |= {number: column.name for number, column in kept.items()}
+    computed = {(c.name, c.generated) for c in old.definition.columns if c.generated and c.number not in kept}
+    wanted = {(c.name, c.generated) for c in new.definition.columns if c.generated}
+    gone = sorted(name for name, _ in computed - wanted)
+    gone += [column.name for number, column in before.items() if number not in after]
+    statements = [f"{table} drop column {quote(name)}" for name in gone]
+    statements += [f"{table} alter column {quote(names[number])} drop expression if exists" for number in kept]
     statements += _renames(table, {name: after[number].name for number, name in names.items() if number in after})
     for number, column in after.items():
         detail = details.get(column.name) or ColumnDetails(name=column.name, source_type=column.source_type)
-        was = before.get(number)
-        if number in kept:
-            statements += _changed(table, column, kept[number], detail)
-            continue
-        if was is None:
+        if number not in names:
             statements += _added(table, new, column, detail, since, version, empty)
             continue
-        if (was.source_type, was.kind) != (column.source_type, column.kind):
+        was, had = before.get(number), known.get(names[number])
+        if was is not None and (was.source_type, was.kind) != (column.source_type, column.kind):
             if not empty:
                 _require_cast(new, since, was, column)
-            statements += _retyped(table, column, known.get(was.name), detail, empty)
-        statements += _changed(table, column, known.get(was.name), detail)
-    return statements + [
-        f"{table} add column {column_definition(details[name], {}, version)}" for name in sorted(renewed)
-    ]
+            statements += _retyped(table, column, had, detail, empty)
+        statements += _changed(table, column, had, detail)
+    made = sorted(name for name, _ in wanted - computed)
+    return statements + [f"{table} add column {column_definition(details[name], {}, version)}" for name in made]
 
 
 def _by_number(table: Table) -> dict[int, Column]:
