@@ -913,8 +913,9 @@ class Apply:
         return False
 
     def _tell(self) -> None:
-        self._told_at = self._clock()
-        self._teller.flush()
+        # After a while of silence at once: what is not told yet when this process dies is lost.
+        if self._teller.flush():
+            self._told_at = self._clock()
 
     # ------------------------------------------------------------------------------------------------ load
 

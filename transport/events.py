@@ -50,8 +50,10 @@ class Teller:
         at, name = int(self._now() * 1_000_000), str(table) if table else ""
         self._kept.append(Event(at, kind.value, self._service, text, name, target, state, remedy, position))
 
-    def flush(self) -> None:
-        """Write what is kept, as far as the log takes it. Costs nothing if there is nothing."""
+    def flush(self) -> bool:
+        """Write what is kept, as far as the log takes it; return whether there was anything, else it costs nothing."""
+        if not self._kept:
+            return False
         while self._kept:
             some = [self._kept[i] for i in range(min(len(self._kept), AT_ONCE))]
             try:
@@ -60,9 +62,10 @@ class Teller:
                 self._writer.put_all(self._topics.events, [encode_control(event) for event in some])
             except LogUnavailable:
                 self._drop()
-                return
+                break
             for _ in some:
                 self._kept.popleft()
+        return True
 
     def close(self) -> None:
         """Write what is kept, if that goes, and let go of the log; never raises."""
