@@ -84,7 +84,9 @@ SILENCE_SECONDS = 60.0
 stands between us may have lost it and keep our side open. PostgreSQL's own subscribers wait as long."""
 
 CARRY_SECONDS = 0.5
-"""How often it is looked whether somebody has asked for a table that is left out."""
+CARRY_SHARE = 10
+"""How often it is looked whether somebody has asked for a table that is left out, and at least how many times longer
+than the last look took: one that waits for a lock on such a table holds up all others."""
 
 STATUS_SECONDS = 1.0
 """How often the server hears of us while nothing is confirmed."""
@@ -178,7 +180,7 @@ class PostgresSource:
         self._partitions: list[Partition] = []
         self._bound: dict[int, tuple[TableId, Relation]] = {}
         self._left_out = {table.id for table in self._relations.left_out()}
-        self._looked = 0.0  # when it was looked whether one of these is to be carried again
+        self._carry_at = 0.0  # when it is looked again whether one of these is to be carried
         stream.nonblocking = 1
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()
@@ -366,7 +368,8 @@ class PostgresSource:
         elif event == MESSAGE:
             _, _, prefix, content = self._decoder.message
             if prefix == definitions.PREFIX:
-                self._relations.tell(definitions.message_of(content))
+                for version in self._relations.tell(definitions.message_of(content)):
+                    self._append(version)
                 self._definitions.look_soon()
 
     # ------------------------------------------------------------------------------------------------- relations
@@ -483,15 +486,17 @@ class PostgresSource:
 
     def _carry_again(self, now: float) -> None:
         """Carry tables again that somebody has asked to load anew, as the catalogue has them."""
-        if not self._left_out or now - self._looked < CARRY_SECONDS:
+        if not self._left_out or now < self._carry_at:
             return
-        self._looked = now
         for id in [id for id in self._left_out if self._tables.is_asked_for(id)]:
             try:
                 with translated("source", f"looking up {id}"):
                     control = self._catalogue()
-                    publications_fit(control, self._setup, [t for t in self._relations.left_out() if t.id == id])
-                    version = self._relations.carry(control, id, self._decoder.max_xid)
+                    try:
+                        publications_fit(control, self._setup, [t for t in self._relations.left_out() if t.id == id])
+                        version = self._relations.carry(control, id, self._decoder.max_xid)
+                    except psycopg.errors.LockNotAvailable:
+                        continue  # no reason to keep all other tables waiting
             except (PrerequisiteMissing, SchemaUnsupported) as error:
                 self._leave_out(id, error)
                 continue
@@ -504,6 +509,8 @@ class PostgresSource:
             if version.table.dropped:
                 self._append(version)
                 self._need_place()
+        ended = self._clock()
+        self._carry_at = ended + max(CARRY_SECONDS, CARRY_SHARE * (ended - now))
 
     def _catalogue(self) -> psycopg.Connection:
         """Return the ordinary connection, made again if it was lost while nobody needed it."""

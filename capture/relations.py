@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -20,12 +21,12 @@ from codec.pgoutput import Relation, RelationColumn
 from engines.postgres import catalogue, definitions, replication
 from engines.postgres import catalogue_queries as queries
 from engines.postgres.asking import ask
-from engines.postgres.definitions import Message
+from engines.postgres.definitions import Message, Told
 from engines.postgres.objects import objects
 from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
 from schemas.errors import SourceUnavailable
-from schemas.table import Column, ColumnDetails, Definition, Identity, Objects, Since, Table, TableId
+from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, Objects, Since, Table, TableId
 from schemas.types import Kind
 from transport.views import Registered
 
@@ -67,6 +68,18 @@ select n.nspname, c.relname, a.attname
 
 HELD = "select exists (select from {table} where {column} is not null)"
 
+# Whoever rewrites a table for another reason, as VACUUM FULL does, keeps what holds its large values.
+MADE_LATER = """
+select exists (select from pg_attribute t, unnest(%(writers)s::text[]::xid[]) w (xid)
+                where t.attrelid = %(toast)s::int8::oid and age(t.xmin) <= age(w.xid))
+"""
+"""Whether what holds a table's large values was made by one of these transactions, or later."""
+
+# Whoever rewrites a table for another reason leaves to each row the transaction that wrote it.
+WRITTEN = "select exists (select from only {leaf} where xmin = any (%(writers)s::text[]::xid[]))"
+
+COMPUTED = "was rewritten to give a column another type, or other values of its type; what they have become is not told"
+
 VISIBLE_SECONDS = 2.0
 
 
@@ -103,6 +116,17 @@ def _identity(relation: Relation, planned: Identity) -> Identity:
     return Identity.KEY if _flagged(relation) else Identity.NOTHING
 
 
+class Said(NamedTuple):
+    """What the event trigger has said of all commands since the last version of a table."""
+
+    cast: bool = True  # none may have computed values from others but by a default cast
+    bare: bool = True  # none may have given new columns values
+    computed: bool = False  # one has rewritten rows, and may have computed values
+
+
+SILENCE = Said(cast=False, bare=False)
+
+
 class Relations:
     """Finds the version for each relation, and registers one where the log knows none.
 
@@ -115,9 +139,8 @@ class Relations:
         self._tables, self._passed = tables, passed
         self._owners: dict[int, TableId] = {}  # by oid of a table, root or leaf
         self._labels = dict(setup.labels)  # of enumerations, as the log tells them
-        self._told: dict[int, tuple[tuple[int, str, int, int], ...]] = {}  # columns, by the event trigger
-        self._cast: dict[TableId, bool] = {}  # whether no command since the last version may have computed values
-        self._bare: dict[TableId, bool] = {}  # whether none may have given new columns values
+        self._told: dict[int, tuple[tuple[int, str, int, int, int], ...]] = {}  # columns, by the event trigger
+        self._said: dict[TableId, Said] = {}
         self._described: dict[TableId, int] = {}
         self._read()
         self._take_back_what_nobody_knows()
@@ -151,26 +174,25 @@ class Relations:
 
     def carry(self, connection: psycopg.Connection, id: TableId, max_xid: int) -> Registered | None:
         """Return the version of a table, as the catalogue has it, that is carried again from here on; None if that
-        can't be read now. `max_xid` is the largest of what the stream has brought. Raises `SchemaUnsupported` if it is
-        none that can be carried."""
+        can't be read now, as when it is locked. `max_xid` is the largest of what the stream has brought. Raises
+        `SchemaUnsupported` if it is none that can be carried."""
         self._read()
         last = self._tables.of(id)[-1]
         if last.left_out is None:
             return last  # somebody else has seen to it
         begun = max(max_xid, replication.current_snapshot(connection).xmax - 1)
-        if not definitions.names(connection, [last.table.oid]):
-            return self._carry(last.table.model_copy(update={"dropped": True, "left_out": None}), begun)
-        fresh = _today(connection, last.table)
-        if fresh is None:
-            return None
-        named = {"id": id, "renamed": fresh.id if fresh.id != id else None, "objects": objects(connection, [fresh])}
-        return self._carry(self._as_planned(fresh.model_copy(update=named)), begun)
-
-    def _carry(self, table: Table, begun: int) -> Registered:
-        version = self._tables.carry(table, begun)
-        self._own(table)
-        self._cast.pop(table.id, None)
-        return version
+        if definitions.names(connection, [last.table.oid]):
+            try:
+                fresh = _today(connection, last.table)
+            except SourceUnavailable:
+                return None  # no reason to keep all other tables waiting
+            if fresh is None:
+                return None
+            named = {"id": id, "renamed": fresh.id if fresh.id != id else None, "objects": objects(connection, [fresh])}
+            table = self._as_planned(fresh.model_copy(update=named))
+        else:
+            table = last.table.model_copy(update={"dropped": True, "left_out": None})
+        return self._settle(self._tables.carry(table, begun))
 
     def described(self, table: TableId) -> int:
         """Return how often the stream has described a table, or a part of it."""
@@ -197,13 +219,27 @@ class Relations:
         _await(connection, xid)
         return self._register(self._changed(connection, self._last(id), relation, planned))
 
-    def tell(self, message: Message) -> None:
-        """Take note of what the event trigger has said."""
+    def tell(self, message: Message) -> list[Registered]:
+        """Take note of what the event trigger has said, and return versions that begin with it: of tables whose rows
+        are not what they were, while all that the stream would tell of them is."""
+        began = []
         for told in message.tables:
-            if (id := self._owners.get(told.oid)) is not None:
-                self._told[told.oid] = told.columns
-                self._cast[id] = self._cast.get(id, True) and not message.using
-                self._bare[id] = self._bare.get(id, True) and not message.filling
+            if (id := self._owners.get(told.oid)) is None:
+                continue
+            self._told[told.oid] = told.columns
+            said = self._said.get(id, Said())
+            said = self._said[id] = Said(
+                cast=said.cast and not message.using,
+                bare=said.bare and not message.filling,
+                computed=said.computed or (message.rewriting and message.using),
+            )
+            last = self._last(id)
+            if said.computed and not message.rewriting and told.oid == last.oid and last.left_out is None:
+                shapes = [(name, type, modifier) for _, name, type, modifier, _ in told.columns]
+                if shapes == _shapes(last):
+                    since = Since(rewritten=True, refused=f"{last.name} {COMPUTED}")
+                    began.append(self._register(_as_written(last, told).model_copy(update={"since": since})))
+        return began
 
     def define(self, connection: psycopg.Connection, found: Found) -> Registered | None:
         """Return the version that a table is from here on, by what the catalogue says; None if that is no news."""
@@ -282,26 +318,32 @@ class Relations:
     def _register(self, table: Table) -> Registered:
         since = (table.since or Since()).model_copy(update={"passed": self._passed()})
         table = table.model_copy(update={"since": since})
-        version = self._tables.register(table, self._tables.of(table.id)[-1].changes)
-        self._own(table)
-        self._cast.pop(table.id, None)
-        self._bare.pop(table.id, None)
+        return self._settle(self._tables.register(table, self._tables.of(table.id)[-1].changes))
+
+    def _settle(self, version: Registered) -> Registered:
+        """Let a version that was registered be the one that all which follows is compared with."""
+        self._own(version.table)
+        self._said.pop(version.id, None)
         return version
 
     def _since(self, connection: psycopg.Connection, last: Table, table: Table) -> Since:
         """Return what has become of the rows since the last version, as far as that can be told."""
-        before = {leaf.oid: leaf.node for leaf in last.leaves}
+        before = {leaf.oid: leaf for leaf in last.leaves}
         joined = [leaf for leaf in table.leaves if leaf.oid not in before] if table.definition.partition_key else []
+        moved = [leaf for leaf in table.leaves if leaf.oid in before and leaf.node != before[leaf.oid].node]
+        said = self._said.get(table.id, SILENCE)
         refused = ""
         for leaf in joined:
             query = OLDER.replace("{leaf}", quote(*leaf.id))
             if ask(connection, query, oid=leaf.oid) != [(False,)]:
                 refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
-        rewritten = any(leaf.oid in before and leaf.node != before[leaf.oid] for leaf in table.leaves)
-        bare = self._bare.get(table.id, False)
-        if rewritten and not bare and (unknown := _unknown_column(connection, last, table)):
+        if moved and not said.bare and (unknown := _unknown_column(connection, last, table)):
             refused = f"column {unknown} was added, and what the rows that were there hold in it is not known"
-        return Since(rewritten=rewritten, recast=self._cast.get(table.id, False), refused=refused)
+        writers = _writers(last, table)
+        for leaf in moved:
+            if said.computed or (writers and not said.cast and _rewrote(connection, writers, before[leaf.oid], leaf)):
+                refused = f"{leaf.id} {COMPUTED}"
+        return Since(rewritten=bool(moved), recast=said.cast, refused=refused)
 
     def _adopt(self, connection: psycopg.Connection, relation: Relation, xid: int) -> TableId | None:
         """Find out whether an unknown relation is a partition that was added to one of our tables.
@@ -380,9 +422,9 @@ class Relations:
                 "objects": objects(connection, [fresh]) if fresh is not old else old.objects,
             }
         )
-        now = {leaf.oid: leaf.node for leaf in fresh.leaves}
+        now = {leaf.oid: {"node": leaf.node, "toast": leaf.toast} for leaf in fresh.leaves}
         seen = changed.model_copy(
-            update={"leaves": tuple(leaf.model_copy(update={"node": now.get(leaf.oid, leaf.node)}) for leaf in leaves)}
+            update={"leaves": tuple(leaf.model_copy(update=now.get(leaf.oid, {})) for leaf in leaves)}
         )
         since = self._since(connection, old, seen)
         # Where the catalogue has gone on, what rewrote the rows may be still to come in the stream, and then they must
@@ -419,6 +461,39 @@ def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -
     return None
 
 
+def _as_written(table: Table, told: Told) -> Table:
+    """Return a version with the transactions that wrote its columns last, as the event trigger has said."""
+    written = {number: by for number, *_, by in told.columns}
+    columns = tuple(
+        detail.model_copy(update={"written": written.get(detail.number, detail.written)})
+        for detail in table.definition.columns
+    )
+    return table.model_copy(update={"definition": table.definition.model_copy(update={"columns": columns})})
+
+
+def _writers(last: Table, table: Table) -> list[str]:
+    """Return the transactions since the last version, by 32 bits, that wrote what the catalogue says of a column which
+    looks as it did. Other columns tell by themselves that they were altered."""
+    before = {(detail.number, detail.source_type): detail.written for detail in last.definition.columns}
+    return [
+        str(detail.written)
+        for detail in table.definition.columns
+        if not detail.generated and before.get((detail.number, detail.source_type), 0) not in (0, detail.written)
+    ]
+
+
+def _rewrote(connection: psycopg.Connection, writers: Sequence[str], before: Leaf, leaf: Leaf) -> bool:
+    """Whether one of these transactions may have been that of an ALTER TABLE which has rewritten the rows of a table.
+    Both is true of a command that computes the values of a column anew, and leaves no other trace."""
+    if leaf.toast:
+        made = leaf.toast != before.toast
+        return made and ask(connection, MADE_LATER, writers=writers, toast=leaf.toast) == [(True,)]
+    try:
+        return ask(connection, WRITTEN.replace("{leaf}", quote(*leaf.id)), writers=writers) == [(True,)]
+    except psycopg.errors.UndefinedTable:
+        return True  # it has just got another name, or is gone
+
+
 def _later(short: int, xid: int) -> bool:
     """Whether a 32-bit transaction id is after a full one, in the half circle of ids around it."""
     return 0 < (short - xid) % (1 << 32) < 1 << 31
@@ -449,6 +524,7 @@ def _essence(table: Table) -> object:
         columns,
         {(c.name, c.definition) for c in definition.restrictions},
         {(p.id, p.parent, p.bound, p.oid) for p in definition.partitions},
+        {(c.number, c.written) for c in definition.columns},  # so that what is compared later is not older than need be
     )
 
 
@@ -549,16 +625,19 @@ def _definition(fresh: Table, old: Table, columns: tuple[Column, ...]) -> Defini
     Whether nulls may be in a new column is told when its rows have come, not before: see `capture.definitions`.
     """
     there, now = _details(old), _details(fresh)
+    current = _is_current(fresh, columns)
     details = []
     for column in columns:
         detail = there.get(column.number)
         if detail is None and (detail := now.get(column.number)) is not None:
             detail = detail.model_copy(update={"nullable": True})
         detail = detail or ColumnDetails(name=column.name, source_type=column.source_type, number=column.number)
-        details.append(detail.model_copy(update={"name": column.name, "source_type": column.source_type}))
+        written = now[column.number].written if current and column.number in now else detail.written
+        shown = {"name": column.name, "source_type": column.source_type, "written": written}
+        details.append(detail.model_copy(update=shown))
     carried, numbers = {column.name for column in columns}, {column.number for column in columns if column.number}
     generated = tuple(d for d in old.definition.columns if d.generated)
-    definition = fresh.definition if _is_current(fresh, columns) else old.definition
+    definition = fresh.definition if current else old.definition
     return definition.model_copy(
         update={
             "columns": (*details, *(d for d in generated if d.name not in carried and d.number not in numbers)),

@@ -77,6 +77,7 @@ class ColumnDetails(_Model):
     sequence: TableId | None = None  # owned by the column (serial, identity)
     missing: str = ""  # what rows from before the column show for it, as an expression
     number: int = 0  # the source's own, as `Column.number`
+    written: int = 0  # the transaction, by 32 bits, that wrote what the source says of the column last
 
 
 class Definition(_Model):
@@ -119,6 +120,7 @@ class Leaf(_Model):
     id: TableId
     oid: int = 0
     node: str = ""  # where its rows lie: another one says that they were rewritten
+    toast: int = 0  # the source's own number of what holds its large values: a rewriting by ALTER TABLE makes another
     pages: int = 0  # the source's own estimate, for planning
     rows: int = 0
 

@@ -41,6 +41,7 @@ class Relation(NamedTuple):
     partition_key: str | None
     bound: str | None
     comment: str | None
+    toast: int
 
     @property
     def id(self) -> TableId:
@@ -228,7 +229,7 @@ def _table(details: _Details, oid: int) -> Table:
 
 def _column_details(row: TupleRow, nullable: bool, missing: Mapping[str, str]) -> ColumnDetails:
     _, number, name, _, _, written, _, identity, generated, default, *rest = row
-    collation_schema, collation, comment, sequence_schema, sequence = rest
+    collation_schema, collation, comment, sequence_schema, sequence, writer = rest
     return ColumnDetails(
         name=name,
         source_type=written,
@@ -242,6 +243,7 @@ def _column_details(row: TupleRow, nullable: bool, missing: Mapping[str, str]) -
         sequence=TableId(sequence_schema, sequence) if sequence else None,
         missing=missing.get(name, ""),
         number=number,
+        written=writer,
     )
 
 
@@ -303,7 +305,14 @@ def _leaf(details: _Details, oid: int) -> Leaf:
     relation = details.catalogue.relations[oid]
     now = details.pages.get(oid, relation.pages)
     a_page = relation.rows / relation.pages if relation.pages > 0 and relation.rows >= 0 else ROWS_A_PAGE
-    return Leaf(id=relation.id, oid=oid, node=details.nodes.get(oid, ""), pages=now, rows=round(now * a_page))
+    return Leaf(
+        id=relation.id,
+        oid=oid,
+        node=details.nodes.get(oid, ""),
+        toast=relation.toast,
+        pages=now,
+        rows=round(now * a_page),
+    )
 
 
 def _identity(details: _Details, oid: int, carried: list[str]) -> tuple[Identity, tuple[int, ...]]:

@@ -27,7 +27,8 @@ select c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
        case when c.relkind = 'p' then pg_get_partkeydef(c.oid) end,
        case when c.relispartition then pg_get_expr(c.relpartbound, 0) end,
        (select d.description from pg_description d
-         where d.classoid = 'pg_class'::regclass and d.objoid = c.oid and d.objsubid = 0)
+         where d.classoid = 'pg_class'::regclass and d.objoid = c.oid and d.objsubid = 0),
+       c.reltoastrelid::int8
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'f')
@@ -80,7 +81,7 @@ select a.attrelid::int8, a.attnum::int4, a.attname, a.atttypid::int8, a.atttypmo
        format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity::text, a.attgenerated::text,
        pg_get_expr(d.adbin, case when a.attgenerated <> '' then d.adrelid else 0 end),
        case when a.attcollation <> t.typcollation then cn.nspname end, co.collname,
-       de.description, sn.nspname, s.relname
+       de.description, sn.nspname, s.relname, a.xmin::text::int8
   from pg_attribute a
   join pg_type t on t.oid = a.atttypid
   left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum

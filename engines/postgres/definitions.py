@@ -21,7 +21,7 @@ PREFIX = "penstock ddl"
 """Of the messages that the event trigger puts into the stream, within the transaction that alters something."""
 
 SCHEMA = "penstock_source"
-EVENTS = ("ddl_command_end", "sql_drop")
+EVENTS = ("ddl_command_end", "sql_drop", "table_rewrite")
 MESSAGES_SINCE = 140_000
 
 LEFT = """
@@ -96,6 +96,7 @@ FUNCTION = """
 create or replace function {function}() returns event_trigger
 language plpgsql set search_path to pg_catalog as $penstock$
 declare
+    altered oid[];
     told jsonb;
     stack text;
     hidden boolean;
@@ -105,34 +106,44 @@ begin
         if not exists (select from pg_event_trigger_dropped_objects() d where not d.is_temporary) then
             return;
         end if;
+    elsif tg_event = 'table_rewrite' then
+        if pg_event_trigger_table_rewrite_reason() & 4 = 0 then -- not because of a column's type
+            return;
+        end if;
+        altered := array[pg_event_trigger_table_rewrite_oid(),
+                         pg_partition_root(pg_event_trigger_table_rewrite_oid())::oid];
     else
         if not exists (select from pg_event_trigger_ddl_commands() d
                         where d.schema_name is distinct from 'pg_temp'
                           and d.object_type in ('table', 'table column', 'type', 'domain', 'schema', 'index')) then
             return;
         end if;
-        select jsonb_agg(jsonb_build_object('oid', c.oid::int8, 'columns', (
-                   select jsonb_agg(jsonb_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod)
-                                    order by a.attnum)
-                     from pg_attribute a
-                    where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '')))
-          into told
-          from pg_class c
-         where c.oid in (select d.objid from pg_event_trigger_ddl_commands() d where d.classid = 'pg_class'::regclass)
-           and c.relkind in ('r', 'p');
+        altered := array(select d.objid from pg_event_trigger_ddl_commands() d where d.classid = 'pg_class'::regclass);
         domains := exists (
             select from pg_event_trigger_ddl_commands() d
               join pg_attribute a on a.attrelid = d.objid
               join pg_type t on t.oid = a.atttypid and t.typtype = 'd' and t.typdefault is not null
              where d.classid = 'pg_class'::regclass);
     end if;
+    select jsonb_agg(jsonb_build_object('oid', c.oid::int8, 'columns', (
+               select jsonb_agg(jsonb_build_array(a.attnum, a.attname, a.atttypid::int8, a.atttypmod,
+                                                  a.xmin::text::int8) order by a.attnum)
+                 from pg_attribute a
+                where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = '')))
+      into told
+      from pg_class c
+     where c.oid = any (altered) and c.relkind in ('r', 'p') and c.relpersistence <> 't';
     -- What a function does is not in what the client has sent.
     get diagnostics stack = pg_context;
     hidden := strpos(stack, chr(10)) > 0 or current_query() is null;
     perform pg_logical_emit_message(true, {prefix}, jsonb_build_object(
         'tables', coalesce(told, '[]'),
+        'rewriting', tg_event = 'table_rewrite',
         'using', hidden or current_query() ~* '\\yusing\\y',
         'filling', hidden or domains or current_query() ~* '\\y(default|generated|(big|small)?serial[248]?)\\y')::text);
+    -- The stream may bring a message behind the change that follows, because this is a subtransaction and messages are
+    -- in their order by where they end. So what follows ours is one that nobody reads.
+    perform pg_logical_emit_message(true, 'penstock', 'altered');
 exception when others then
     raise log 'penstock was not told of a definition that changed: %', sqlerrm;
 end
@@ -141,17 +152,20 @@ $penstock$
 
 
 class Told(NamedTuple):
-    """The columns of a table as they were just then: number, name, oid of the type, modifier."""
+    """The columns of a table as they were just then: number, name, oid of the type, modifier, and the transaction, by
+    32 bits, that wrote them last."""
 
     oid: int
-    columns: tuple[tuple[int, str, int, int], ...]
+    columns: tuple[tuple[int, str, int, int, int], ...]
 
 
 class Message(NamedTuple):
-    """What the event trigger has said: the tables that a command may have altered, whether it may have said how
-    values of one type become values of another, and whether new columns may have got values."""
+    """What the event trigger has said: the tables that a command may have altered, whether it is about to rewrite their
+    rows for the type of a column, whether it may have said how values of one type become values of another, and
+    whether new columns may have got values."""
 
     tables: tuple[Told, ...]
+    rewriting: bool
     using: bool
     filling: bool
 
@@ -216,10 +230,10 @@ def message_of(content: bytes) -> Message:
         tables = [
             Told(
                 int(table["oid"]),
-                tuple((int(n), str(name), int(t), int(m)) for n, name, t, m in table["columns"] or ()),
+                tuple((int(n), str(name), int(t), int(m), int(w)) for n, name, t, m, w in table["columns"] or ()),
             )
             for table in said["tables"]
         ]
-        return Message(tuple(tables), bool(said["using"]), bool(said["filling"]))
+        return Message(tuple(tables), bool(said["rewriting"]), bool(said["using"]), bool(said["filling"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DecodeError(f"a message with the prefix {PREFIX!r} that says nothing: {error}") from error

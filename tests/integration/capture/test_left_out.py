@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from capture.loop import Capture
+from capture.postgres import PostgresSource
 from capture.tables import TableVersions
 from codec.frames import unpack
+from engines.postgres.connect import connect
 from schemas.errors import TransientError
 from schemas.events import EventKind
 from schemas.frontier import Carried, Command, CommandKind
@@ -258,3 +260,26 @@ def test_a_table_that_is_not_published_any_more_is_not_carried_again(ascii_world
     until(capture, lambda: len([table for table in world.versions("public.t") if table.left_out]) == 2)
     assert "public.t" in (world.versions("public.t")[-1].left_out or pytest.fail()).cause
     assert not carried(world)
+
+
+def test_a_table_that_is_locked_when_it_is_to_be_carried_again_waits_alone(
+    ascii_world: World,
+) -> None:
+    world = ascii_world
+    capture = world.capture()
+    source = capture._source
+    assert isinstance(source, PostgresSource)
+    world.run(BAD)
+    world.catch_up(capture)
+    with contextlib.closing(connect(world.url, role="writer", application="other")) as other:
+        other.execute("begin")
+        other.execute("lock table public.t in access exclusive mode")
+        ask_to_reload(world, "public.t")
+        next_try = source._carry_at
+        until(capture, lambda: source._carry_at > next_try)
+        world.run("insert into public.other values (1)")
+        world.catch_up(capture)
+        assert ops(world, "public.other") == ["INSERT"] and not carried(world)
+        other.execute("rollback")
+    source._carry_at = 0.0
+    carries_again(world, capture)
