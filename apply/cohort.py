@@ -8,8 +8,9 @@ stands, and becomes part of it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -162,6 +163,50 @@ class Cohort:
         assert self.reached.offset == other.reached.offset
         self.groups |= other.groups
         self.tables |= other.tables
+
+
+class Cohorts:
+    """All cohorts of a worker, in the order of where they stand."""
+
+    def __init__(self, reader: LogReader, topics: Topics) -> None:
+        self._reader, self._topics = reader, topics
+        self._cohorts: list[Cohort] = []
+
+    def __iter__(self) -> Iterator[Cohort]:
+        return iter(self._cohorts)
+
+    @property
+    def ahead(self) -> Cohort | None:
+        """The one that all others catch up with."""
+        return self._cohorts[-1] if self._cohorts else None
+
+    @property
+    def behind(self) -> tuple[Cohort, Cohort] | None:
+        """The last one, and the one that it comes to next."""
+        return (self._cohorts[0], self._cohorts[1]) if len(self._cohorts) > 1 else None
+
+    def at(self, progress: Progress) -> Cohort:
+        """Return the cohort that stands at a place, made if there is none."""
+        at = bisect_left(self._cohorts, progress.offset, key=lambda cohort: cohort.reached.offset)
+        if at < len(self._cohorts) and self._cohorts[at].reached.offset == progress.offset:
+            return self._cohorts[at]
+        made = Cohort(self._reader, self._topics, progress)
+        self._cohorts.insert(at, made)
+        return made
+
+    def unite(self, cohort: Cohort, with_: Cohort) -> None:
+        """Make one of two that stand at the same place."""
+        with_.absorb(cohort)
+        self._cohorts.remove(cohort)
+
+    def forget(self, table: TableId) -> None:
+        """Let a table stand nowhere."""
+        for cohort in self._cohorts:
+            cohort.tables.discard(table)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.groups or cohort.tables]
+
+    def clear(self) -> None:
+        self._cohorts.clear()
 
 
 class Beginning:

@@ -1,12 +1,17 @@
-"""What commands make of a table: where it stands on a target once one has been carried out."""
+"""What commands make of a table: where it stands on a target once one has been carried out; and the carrying out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from apply.target import NOWHERE, Progress, TableProgress
+from apply.limits import Limits
+from apply.standing import BeginAgain, Standing
+from apply.tables import TargetTables
+from apply.target import NOWHERE, Batch, Progress, TableMove, TableProgress
 from schemas.frontier import CommandKind
 from schemas.states import STOPPED, TableState
+from schemas.table import TableId
 from transport.views import Issued
 
 RENEWABLE = frozenset({TableState.LIVE, TableState.CATCHING_UP})
@@ -75,3 +80,60 @@ def _reloaded(issued: Issued, table: TableProgress) -> TableProgress:
         remedy="",
         stopped_in="",
     )
+
+
+class Obedience:
+    """Carries out the commands for this worker's tables."""
+
+    def __init__(
+        self, tables: TargetTables, standing: Standing, name: str, clock: Callable[[], float], limits: Limits
+    ) -> None:
+        self._tables, self._standing, self._name = tables, standing, name
+        self._clock, self._limits = clock, limits
+        self._obeyed = 0  # of the commands, those that are carried out or not for this worker
+        self._asked_at = -1e9
+
+    def begin_again(self) -> None:
+        self._obeyed = 0
+
+    def obey(self) -> bool:
+        """Carry out the commands for this worker's tables, in order, those for different tables together.
+
+        The offset of each is stored with the state that it makes: so it is carried out exactly once, whoever dies.
+        Raises `BeginAgain` when something was carried out, or the pipeline has other tables by now.
+        """
+        standing, chunks = self._standing, self._tables.chunks
+        now = self._clock()
+        if now - self._asked_at >= self._limits.share_every:
+            self._asked_at = now
+            chunks.refresh(fresh=False)
+        if self._tables.are_others:
+            raise BeginAgain
+        issued = chunks.commands
+        groups: dict[int, Progress] = {}  # that tables leave
+        moves: dict[TableId, TableMove] = {}
+        while self._obeyed < len(issued) and len(moves) < self._limits.commands_at_once:
+            command = issued[self._obeyed]
+            before = standing.tables.get(command.table)
+            if before is not None and standing.is_mine(before) and is_due(command, before, self._name):
+                if before.table in moves:
+                    break
+                place = standing.place_of(before)
+                if before.state is TableState.LIVE:
+                    groups[before.group] = place
+                moves[before.table] = TableMove(before, obeyed(command, before, place))
+            self._obeyed += 1
+        if not moves:
+            return False
+        left = [standing.group_move(group, place, other_members=True) for group, place in sorted(groups.items())]
+        standing.write(Batch(left, list(moves.values())))
+        raise BeginAgain
+
+    def to_load_anew(self) -> set[TableId]:
+        """Return the tables that a command which is not carried out yet lets load anew."""
+        known = self._standing.tables
+        return {
+            issued.table
+            for issued in self._tables.chunks.commands
+            if issued.reloads and issued.table in known and is_due(issued, known[issued.table], self._name)
+        }

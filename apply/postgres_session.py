@@ -61,6 +61,7 @@ class Session:
         # The driver reads and writes without blocking; here a full socket must hold us back, not fill our memory.
         self._pg.nonblocking = 0
         self.version = self.connection.info.server_version
+        self.major = self.version // 10_000
         self._arrival = select.poll()
         self._arrival.register(self._pg.socket, select.POLLIN)
         self._queue: list[_Sent] = []

@@ -39,6 +39,11 @@ class Progress(NamedTuple):
     captured_at: int = 0
     roster: int = 0  # of a group: goes up when a table joins or leaves it, so that who missed that can't move it
 
+    @property
+    def place(self) -> Progress:
+        """Where a group stands, without what only groups have."""
+        return self._replace(roster=0)
+
 
 NOWHERE = Progress(-1, -1, 0)
 """The progress of a table that has no place in the frontiers yet."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psycopg
 
 from apply.groups import components
-from apply.postgres import prepared_tables
+from apply.postgres_control import prepared_tables
 from conversion.ddl import after_load, foreign_keys, in_order, objects_made
 from conversion.loss import Loss, all_losses
 from engines.postgres.catalogue import objects as objects_of

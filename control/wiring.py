@@ -61,7 +61,7 @@ _MODULES = {
     "apply": ["apply.loop", "apply.postgres"],
     "trimmer": ["control.trimmer"],
     "retention": ["control.retention"],
-    "watch": ["control.watch", "apply.postgres"],
+    "watch": ["control.watch", "apply.postgres_control"],
 }
 
 

@@ -18,7 +18,9 @@ import control.trimmer
 import snapshot.heal
 from apply.cohort import Beginning
 from apply.dead_letters import Letter, Tray, Waiting
-from apply.loop import Apply
+from apply.follower import Follower
+from apply.portions import PortionReader
+from apply.standing import Standing
 from apply.target import Batch, GroupMove, TableMove
 from capture.loop import Capture
 from capture.source import Step
@@ -169,8 +171,8 @@ def snapshot_sees_its_xmin() -> None:
         seen = real(self, schema_id)
         return None if seen is None else (seen[0] + 1, seen[1], seen[2])
 
-    real = Apply._visibility
-    Apply._visibility = visibility  # type: ignore[method-assign]
+    real = PortionReader._visibility
+    PortionReader._visibility = visibility  # type: ignore[method-assign]
 
 
 @mistake
@@ -181,8 +183,8 @@ def running_transactions_count_as_seen() -> None:
         seen = real(self, schema_id)
         return None if seen is None else (seen[0], seen[1], frozenset())
 
-    real = Apply._visibility
-    Apply._visibility = visibility  # type: ignore[method-assign]
+    real = PortionReader._visibility
+    PortionReader._visibility = visibility  # type: ignore[method-assign]
 
 
 @mistake
@@ -208,7 +210,7 @@ def snapshot_not_announced() -> None:
 @mistake
 def join_before_the_message() -> None:
     """A table joins its group before capture has passed the message of its snapshot, and chunks are final at once."""
-    Apply._join_position = lambda self, table: 0  # type: ignore[method-assign]
+    Follower._join_position = lambda self, table: 0  # type: ignore[method-assign]
     look = SnapshotWorker._look
 
     def early(self: _Any, views: _Any) -> bool:
@@ -298,7 +300,7 @@ def key_change_without_its_delete() -> None:
 @mistake
 def tables_left_out_stay_in_their_groups() -> None:
     """A table that the file no longer has for a target counts as applied as far as its group is."""
-    Apply._leave_out = lambda self: None  # type: ignore[method-assign]
+    Follower._leave_out = lambda self: None  # type: ignore[method-assign]
 
 
 @mistake
@@ -325,9 +327,9 @@ def stopped_tables_go_on_where_they_were_live_last() -> None:
 @rare_mistake
 def commands_for_live_tables_are_not_told_to_their_groups() -> None:
     """Who does not know that a table has left its group moves the group all the same."""
-    move = Apply._group_move
-    Apply._group_move = lambda self, group, progress, *, other_members=False: move(  # type: ignore[method-assign]
-        self, group, progress, other_members=other_members and progress != self._stored[group]
+    move = Standing.group_move
+    Standing.group_move = lambda self, group, progress, *, other_members=False: move(  # type: ignore[method-assign]
+        self, group, progress, other_members=other_members and progress != self.groups[group]
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from apply.commands import RENEWABLE
 from apply.dead_letters import Letter, key_values
-from apply.loop import Apply, Limits
+from apply.limits import Limits
+from apply.loop import Apply
 from apply.replay import bundled, changes_of, replay
 from apply.target import TableRefused
 from capture.loop import Capture, CaptureService

@@ -10,11 +10,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from apply import postgres, postgres_merge
-from apply.loop import Apply, Limits
+from apply import postgres, postgres_letters, postgres_merge
+from apply.limits import Limits
+from apply.loop import Apply
 from apply.postgres import PostgresTarget
 from apply.target import TableProgress
-from schemas.pipeline import Prepare, TargetSettings
+from schemas.pipeline import Prepare, TablePolicy, TargetSettings
 from schemas.states import TableState
 from schemas.table import TableId
 from tests.unit.apply.source import Source
@@ -44,8 +45,18 @@ class Applied:
         *,
         follows: bool = True,
         tables: tuple[str, ...] = (),
+        policy: TablePolicy | None = None,
     ) -> Apply:
-        worker = Apply("p", source.log, self.target(prepare), name=name, limits=limits, follows=follows, tables=tables)
+        worker = Apply(
+            "p",
+            source.log,
+            self.target(prepare),
+            name=name,
+            limits=limits,
+            follows=follows,
+            tables=tables,
+            policy=lambda table: policy or TablePolicy(),
+        )
         self.workers.append(worker)
         return worker
 
@@ -105,5 +116,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "one by one":
         monkeypatch.setattr(postgres_merge, "DIRECT", 0)
     if request.param == "binary stage":
-        monkeypatch.setattr(postgres, "DIRECT", 0)
+        for module in (postgres, postgres_letters):
+            monkeypatch.setattr(module, "DIRECT", 0)
     return str(request.param)

@@ -11,10 +11,13 @@ from contextlib import closing, contextmanager
 import pytest
 
 from apply import dead_letters
+from apply.cohort import Portion
 from apply.dead_letters import MOST_REFUSED, Letter
 from apply.loop import Apply
+from apply.portions import PortionReader, Reading
 from apply.postgres import PostgresTarget
 from apply.replay import changes_of, replay
+from apply.target import Change, Redefinition
 from codec.rows import decode
 from schemas.pipeline import Mode, OnRowError, TablePolicy
 from schemas.record import Op
@@ -29,9 +32,7 @@ CHECKED = "create table public.t (id bigint primary key, body text, n numeric ch
 
 
 def ours(source: Source, applied: Applied, choice: OnRowError = OnRowError.SET_ASIDE, name: str = "copy") -> Apply:
-    worker = applied.worker(source, name=name)
-    worker._policy = lambda table: TablePolicy(on_row_error=choice)
-    return worker
+    return applied.worker(source, name=name, policy=TablePolicy(on_row_error=choice))
 
 
 @contextmanager
@@ -351,7 +352,9 @@ def test_a_change_that_arrives_during_a_replay_is_neither_lost_nor_reordered(app
     assert worker.stats.conflicts == 1
 
 
-def test_a_replay_waits_for_whoever_writes_and_finds_what_he_has_set_aside(applied: Applied, source: Source) -> None:
+def test_a_replay_waits_for_whoever_writes_and_finds_what_he_has_set_aside(
+    applied: Applied, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
     applied.sql(CHECKED)
     source.commit(insert("t", "1", "a", "-1"))
     worker = ours(source, applied)
@@ -359,17 +362,17 @@ def test_a_replay_waits_for_whoever_writes_and_finds_what_he_has_set_aside(appli
     applied.sql("alter table public.t drop constraint t_n_check")
     threads: list[threading.Thread] = []
     done: list[tuple[int, int]] = []
-    pieces = worker._pieces
+    pieces = PortionReader.pieces
 
-    def meanwhile(*arguments: object) -> Iterator[object]:
-        yield from pieces(*arguments)  # type: ignore[arg-type]
+    def meanwhile(self: PortionReader, portion: Portion, reading: Reading) -> Iterator[list[Change] | Redefinition]:
+        yield from pieces(self, portion, reading)
         if not threads:
             worker._target._session.flush()  # type: ignore[attr-defined]
             threads.append(threading.Thread(target=lambda: done.append(replayed(applied, source))))
             threads[0].start()
             wait_until_blocked(applied)
 
-    worker._pieces = meanwhile  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(PortionReader, "pieces", meanwhile)
     source.commit(update("t", "1", "b", "-2"))
     applied.catch_up(source, worker)
     threads[0].join()

@@ -10,10 +10,16 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
+from apply.cohort import Portion
 from apply.groups import group_of
-from apply.loop import Apply, Limits
-from apply.postgres import PostgresTarget, forget_pipeline
+from apply.limits import Limits
+from apply.loader import Loader
+from apply.loop import Apply
+from apply.portions import PortionReader, Reading
+from apply.postgres import PostgresTarget
+from apply.postgres_control import forget_pipeline
 from apply.postgres_session import Session
+from apply.target import Change, Redefinition
 from schemas.errors import ConfigInvalid, LogRewound, TargetUnavailable
 from schemas.frontier import Admitted, Trimmed
 from schemas.pipeline import Mode, OnRowError, Prepare, TablePolicy, TargetSettings
@@ -23,6 +29,7 @@ from schemas.table import ColumnDetails, Constraint, Definition, Objects, TableI
 from schemas.table import Sequence as SequenceObject
 from tests.integration.apply.conftest import Applied
 from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
+from transport.log import Partition, Range
 from transport.views import Frontiers
 
 pytestmark = pytest.mark.versions
@@ -422,7 +429,7 @@ def test_of_two_owners_one_sees_that_the_other_went_on(applied: Applied) -> None
     assert first.stats.failures + second.stats.failures == 0
 
 
-def test_two_owners_in_the_midst_of_one_transaction(applied: Applied) -> None:
+def test_two_owners_in_the_midst_of_one_transaction(applied: Applied, monkeypatch: pytest.MonkeyPatch) -> None:
     applied.sql("create table public.t (id bigint primary key, body text)")
     source = Source(make_table("t"))
     first, second = applied.worker(source, name="copy"), applied.worker(source, name="zombie")
@@ -430,15 +437,15 @@ def test_two_owners_in_the_midst_of_one_transaction(applied: Applied) -> None:
         applied.catch_up(source, worker)
     source.commit(*[insert("t", str(at), "x") for at in range(100)])
     taken: list[bool] = []
-    pieces = second._pieces
+    pieces = PortionReader.pieces
 
-    def meanwhile(*arguments: object) -> Iterator[object]:
+    def meanwhile(self: PortionReader, portion: Portion, reading: Reading) -> Iterator[list[Change] | Redefinition]:
         if not taken:
             taken.append(True)
             applied.catch_up(source, first)
-        yield from pieces(*arguments)  # type: ignore[arg-type]
+        yield from pieces(self, portion, reading)
 
-    second._pieces = meanwhile  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(PortionReader, "pieces", meanwhile)
     applied.catch_up(source, second)
     assert applied.sql("select count(*) from public.t") == [(100,)]
     assert second.stats.conflicts == 1
@@ -593,20 +600,20 @@ def test_a_connection_that_is_cut_at_the_commit(
     assert applied.rows("t") == [(1, "a"), (2, "b")]
 
 
-def test_a_connection_that_is_cut_in_the_midst_of_a_chunk(applied: Applied) -> None:
+def test_a_connection_that_is_cut_in_the_midst_of_a_chunk(applied: Applied, monkeypatch: pytest.MonkeyPatch) -> None:
     source = loading()
     source.load("t", rows(0, 5000), chunks=2)
     worker = applied.worker(source, Prepare.CREATE)
-    batches = worker._batches
+    batches = Loader._batches
 
-    def broken(*arguments: object) -> Iterator[bytes]:
-        for at, batch in enumerate(batches(*arguments)):  # type: ignore[arg-type]
+    def broken(self: Loader, partition: Partition, span: Range) -> Iterator[bytes]:
+        for at, batch in enumerate(batches(self, partition, span)):
             if at == 1:
                 cut(applied)
             yield batch
 
-    worker._batches = broken  # type: ignore[method-assign, assignment]
-    with pytest.raises(TargetUnavailable):
+    with monkeypatch.context() as patch, pytest.raises(TargetUnavailable):
+        patch.setattr(Loader, "_batches", broken)
         settle(worker)
     worker.close()
     applied.catch_up(source, applied.worker(source, Prepare.CREATE))
@@ -807,9 +814,7 @@ def test_without_the_role_a_row_that_is_refused_at_the_commit_is_found_too(restr
     restricted.sql("create table public.t (id bigint primary key, body text unique deferrable initially deferred)")
     restricted.sql("insert into public.t values (100, 'taken')")
     source = Source(make_table("t"))
-    worker = restricted.worker(source)
-    if kept:
-        worker._policy = lambda table: TablePolicy(on_row_error=OnRowError.SET_ASIDE)
+    worker = restricted.worker(source, policy=TablePolicy(on_row_error=OnRowError.SET_ASIDE) if kept else None)
     source.commit(*[insert("t", str(at), "taken" if at == 3 else str(at)) for at in range(9)])
     restricted.catch_up(source, worker)
     state = restricted.state("t")
