@@ -40,7 +40,7 @@ def obeyed(issued: Issued, before: TableProgress, place: Progress) -> TableProgr
         case CommandKind.SKIP if not stopped:
             return replace(after, state=TableState.SKIPPED, stopped_in=before.state.value, progress=place)
         case CommandKind.RESUME if before.state in {TableState.FAILED, TableState.PAUSED}:
-            return replace(after, state=_resumed(before), error="", remedy="", stopped_in="")
+            return replace(after, state=resumed(before), error="", remedy="", stopped_in="")
         case CommandKind.RELOAD if issued.is_partial:
             return _renewed(issued, after)
         case CommandKind.RELOAD:
@@ -48,8 +48,8 @@ def obeyed(issued: Issued, before: TableProgress, place: Progress) -> TableProgr
     return after
 
 
-def _resumed(before: TableProgress) -> TableState:
-    """The state to go on in. What was live has to catch up with its group first."""
+def resumed(before: TableProgress) -> TableState:
+    """Return the state to go on in. What was live has to catch up with its group first."""
     state = TableState(before.stopped_in)
     return TableState.CATCHING_UP if state is TableState.LIVE else state
 

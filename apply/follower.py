@@ -53,15 +53,19 @@ class Follower:
         standing = self._standing
         self._cohorts.clear()
         start, end = self._log.offsets(self._topics.frontier)
+        # What is said to be forgotten is not there for whoever goes on now, though some of it still may be: the
+        # frontiers go last.
+        trimmed = read_trimmed(self._reader, self._topics)
+        first, forgotten_to = (trimmed.offset, trimmed.position) if trimmed is not None else (start, 0)
         for group, progress in sorted(standing.groups.items()):
             if progress.offset > end:
                 raise LogRewound(
                     f"the target has applied the log up to {progress.offset}, but it ends at {end}",
                     remedy=f"restore the log, or {LOAD_AGAIN}",
                 )
-            if progress.offset < start:
+            if progress.offset < start or progress.position < forgotten_to:
                 raise LogRewound(
-                    f"the target has applied the log up to {progress.offset}, but it was trimmed up to {start}",
+                    f"the target has applied the log up to {progress.offset}, but it was trimmed up to {max(start, first)}",
                     remedy="the target was restored, or not in the file for a while: drop its schema penstock and the"
                     " tables that were loaded, and give it another name in the file",
                 )
@@ -70,11 +74,8 @@ class Follower:
         behind = [
             table for table in standing.mine() if table.state is TableState.CATCHING_UP and table.table not in coming
         ]
-        # What is said to be forgotten is not there for whoever goes on now, though some of it still may be: the
-        # frontiers go last.
-        trimmed = read_trimmed(self._reader, self._topics) if behind else None
         for table in behind:
-            if trimmed is not None and table.progress.position < trimmed.position:
+            if table.progress.position < forgotten_to:
                 standing.fail(table.table, forgotten())
             else:
                 self._cohorts.at(table.progress).tables.add(table.table)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apply.cohort import Beginning
+from apply.commands import resumed
 from apply.follower import Follower
 from apply.limits import Limits
 from apply.loader import Loader, takes_generations
-from apply.standing import Standing
+from apply.standing import BeginAgain, Standing
 from apply.tables import TargetTables
 from apply.target import NOWHERE, Batch, Redefinition, TableMove, TableProgress, TableRefused, Target
 from apply.telling import StateTeller
 from apply.trays import Trays
+from conversion.alter import loosened
 from schemas.errors import LogRewound
 from schemas.events import EventKind
 from schemas.frontier import HEAL
@@ -21,7 +23,7 @@ from schemas.states import TableState
 from schemas.table import TableId
 from transport.log import LogReader
 from transport.topics import Topics
-from transport.views import Part, TableChunks
+from transport.views import Part, Registered, TableChunks
 
 PREPARED_AT_ONCE = 50
 """Tables, partitions counted, that are made in one transaction: the target's server has room for so many locks."""
@@ -56,6 +58,7 @@ class Mover:
         self._patience = _IMPATIENT
         self._moved_at = -1e9
         self._heard = -1  # how far the chunks had been read when tables were looked at last
+        self._loosened: dict[TableId, int] = {}  # by which version, of tables that had failed
 
     def begin_again(self) -> None:
         self._building.clear()
@@ -72,6 +75,7 @@ class Mover:
         standing, now = self._standing, self._clock()
         if standing.look_around():
             standing.any_ripe = True
+            self._let_go_on()
         if self._building and (built := self._target.built()):
             self._building.difference_update(built)
             standing.ripe |= dict.fromkeys(built)
@@ -148,6 +152,43 @@ class Mover:
                 return self._tie(progress)
             case _:
                 return False
+
+    def _let_go_on(self) -> None:
+        """Let tables go on that have failed because of a constraint which the source has no more: where nobody says at
+        once that a table was altered, its rows come before its definition. Raises `BeginAgain` if any goes on.
+
+        Each version is tried once: what refuses rows all the same is the target's own.
+        """
+        standing, versions = self._standing, self._tables.versions
+        constrained = [p for p in standing.mine() if p.is_constrained] if standing.failed else []
+        if not constrained:
+            return
+        versions.refresh()
+        went_on = False
+        for progress in constrained:
+            table, latest = progress.table, versions.latest(progress.table)
+            tried = max(progress.schema_id, self._loosened.get(table, 0))
+            if latest is None or latest.schema_id <= tried or self._tables.policy(table).ddl is not Ddl.APPLY:
+                continue
+            self._loosened[table] = latest.schema_id
+            before = self._tables.on_target(progress)
+            looser = loosened(before.table, latest.table)
+            if looser.definition != before.table.definition:
+                went_on |= self._loosen(progress, before, before.like(looser))
+        if went_on:
+            raise BeginAgain
+
+    def _loosen(self, progress: TableProgress, before: Registered, after: Registered) -> bool:
+        standing = self._standing
+        move = standing.table_move(progress.table, state=resumed(progress), error="", remedy="", stopped_in="")
+        try:
+            standing.write(Batch(tables=[move], pieces=[Redefinition(before, after, progress, told=False)]))
+        except TableRefused as refused:
+            self._states.tell(EventKind.ERROR, progress.table, str(refused.cause), refused.cause.remedy)
+            return False
+        text = "goes on: the source has no longer the constraint that refused its row"
+        self._states.tell(EventKind.NOTICE, progress.table, text)
+        return True
 
     # ------------------------------------------------------------------------------------------------ prepare
 

@@ -61,6 +61,8 @@ class Redefinitions:
             elif piece.ddl is Ddl.APPLY:
                 if after.name != before.name:
                     before = self._make_way(before, after.name, piece.displaces)
+                else:
+                    before, after = self._writers.placed(before), self._writers.placed(after)
                 self._redefine(before, after, made=piece.table.made)
             else:
                 self._require_redefined(before, after, made=piece.table.made)

@@ -12,7 +12,6 @@ from apply.dead_letters import Letter, bundles, net_of
 from apply.target import Change, Taken, Target
 from codec.layout import Layout
 from codec.rows import decode, encode
-from schemas.frontier import TableRegistered
 from schemas.record import Op
 from schemas.table import TableId
 from transport.views import Registered
@@ -102,8 +101,7 @@ def as_named_now(version: Registered, now: Registered) -> Registered:
         column.model_copy(update={"name": names.get(column.number, column.name)}) for column in version.table.columns
     )
     table = version.table.model_copy(update={"columns": columns, "renamed": now.table.renamed})
-    entry = TableRegistered(table.model_dump_json(), version.changes.topic, version.changes.number)
-    return Registered(version.schema_id, entry)
+    return version.like(table)
 
 
 def bundled(letters: Sequence[Letter]) -> list[list[Letter]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from apply.narrowing import Narrowed
 from codec.net import Net
-from schemas.errors import ConfigInvalid, ReplicationError
+from schemas.errors import ConfigInvalid, ConstraintViolated, ReplicationError
 from schemas.pipeline import Ddl, TargetSettings
 from schemas.states import TableState
 from schemas.table import Objects, Table, TableId
@@ -75,6 +75,11 @@ class TableProgress:
         """The table's state; of one that has failed or is paused, the one that it would go on in."""
         stopped = self.state in {TableState.FAILED, TableState.PAUSED}
         return TableState(self.stopped_in) if stopped else self.state
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether it has failed because a constraint of the target refuses a row."""
+        return self.state is TableState.FAILED and self.error.startswith(ConstraintViolated.__name__)
 
 
 @dataclass(frozen=True, slots=True)

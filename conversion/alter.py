@@ -81,6 +81,38 @@ def alter_table(old: Table, new: Table, *, made: bool, empty: bool = False, vers
     return statements
 
 
+def loosened(old: Table, new: Table) -> Table:
+    """Return a table as `old`, but without what may refuse rows and is no more where the table is as `new`; the key, by
+    which rows are told apart, stays. Its rows are the same, so it may be that before the order of the rows says so."""
+    definition, key = old.definition, key_constraint(old)
+    held = {old.columns[place].name for place in old.key}
+
+    def stays(constraint: Constraint) -> bool:
+        return constraint == key or any(_same(constraint, old, other, new) for other in new.definition.restrictions)
+
+    primary = definition.primary_key
+    if primary is not None and stays(primary):
+        held.update(primary.columns)
+    now = {column.number: column for column in new.definition.columns if column.number}
+
+    def column(was: ColumnDetails) -> ColumnDetails:
+        nullable = was.number in now and now[was.number].nullable and not was.identity and was.name not in held
+        return was.model_copy(update={"nullable": was.nullable or nullable})
+
+    unique = definition.restrictions
+    looser = definition.model_copy(
+        update={
+            "columns": tuple(map(column, definition.columns)),
+            "primary_key": primary if primary is not None and stays(primary) else None,
+            "uniques": tuple(filter(stays, definition.uniques)),
+            "checks": tuple(filter(stays, definition.checks)),
+            "foreign_keys": tuple(filter(stays, definition.foreign_keys)),
+            "indexes": tuple(index for index in definition.indexes if index not in unique or stays(index)),
+        }
+    )
+    return old.model_copy(update={"definition": looser, "since": None})
+
+
 def emptied_partitions(table: Table, *, made: bool) -> list[str]:
     """Return what empties the partitions that were emptied where this version begins."""
     emptied = table.since.emptied if table.since else ()

@@ -143,6 +143,12 @@ class Registered:
     def layout(self) -> Layout:
         return Layout.of(self.table, self.schema_id)
 
+    def like(self, table: Table) -> Registered:
+        """Return a version as which the table is this one, but for what its rows don't tell."""
+        return Registered(
+            self.schema_id, TableRegistered(table.model_dump_json(), self.changes.topic, self.changes.number)
+        )
+
 
 class Tables:
     """Every registered version of every table."""

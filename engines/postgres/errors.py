@@ -50,6 +50,11 @@ ROW_TOO_LARGE_REMEDY = "make its values smaller, or leave the table out"
 
 TABLE_REMEDY = "compare the table on both sides: it was altered or dropped after the pipeline began"
 READ_ONLY_REMEDY = "name the primary in the URL: this one is a standby, or its default_transaction_read_only is on"
+CONSTRAINT_REMEDY = (
+    "compare the table's constraints on both sides: drop or alter what only the target has, and look for rows that only"
+    " the target has and that are in the way; then `penstock resume` the table. With `on-row-error: set-aside` in the"
+    " file such rows wait in `penstock dead-letters`, and the table goes on"
+)
 SLOTS_REMEDY = "raise max_replication_slots on the source (a restart), or drop a slot that nobody needs"
 
 EXACT: dict[str, Meaning] = {
@@ -103,7 +108,7 @@ CLASSES: dict[str, Meaning] = {
     "20": Meaning(OperatorError, quotes_values=True),
     "21": Meaning(OperatorError, quotes_values=True),
     "22": Meaning(ValueUnsupported, quotes_values=True),
-    "23": Meaning(ConstraintViolated),
+    "23": Meaning(ConstraintViolated, CONSTRAINT_REMEDY),
     "24": Meaning(OperatorError),
     "25": Meaning(OperatorError),
     "26": Meaning(OperatorError),

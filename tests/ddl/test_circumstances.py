@@ -3,6 +3,7 @@
 import psycopg
 import pytest
 
+from engines.postgres.definitions import EVENTS
 from tests import servers
 from tests.conftest import fresh_database
 from tests.ddl.conftest import Followed
@@ -186,3 +187,36 @@ def test_what_one_target_can_not_carry_stops_the_table_there_alone(
                 followed.sync(other)
         followed.stop()
         simple.succeed("drop", "--yes", str(simple.file))
+
+
+def test_rows_that_come_before_a_looser_definition_stop_their_table_only_for_a_while(simple: Project) -> None:
+    followed = Followed(simple)
+    followed.do(
+        "create schema shop",
+        "create table shop.loose (id int primary key, note text not null, n int check (n > 0), code int unique)",
+        "insert into shop.loose values (1, 'n', 1, 1)",
+    )
+    followed.start()
+    followed.sync()
+    # Nobody says at once from here on that a table was altered.
+    followed.do(*(f"drop event trigger penstock_{simple.name}_{event}" for event in EVENTS))
+    followed.stop()
+    followed.start()
+    followed.sync()
+    followed.do(
+        "alter table shop.loose alter column note drop not null",
+        "insert into shop.loose values (2, null, 1, 2)",
+        "alter table shop.loose drop constraint loose_n_check, drop constraint loose_code_key",
+        "insert into shop.loose values (3, null, -1, 1)",
+    )
+
+    def there() -> bool:
+        rows = one(simple.target, "select count(*) from shop.loose")
+        return rows == 3 and followed.states() == {"loose": ("live", "", "")}
+
+    simple.wait_until("the rows", there, followed.run)
+    followed.sync()
+    assert simple.differences() == []
+    told = simple.succeed("events", str(simple.file), "shop.loose")
+    assert "has failed" in told and "goes on: the source has no longer" in told
+    followed.stop()

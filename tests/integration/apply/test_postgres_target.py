@@ -25,7 +25,7 @@ from schemas.frontier import Admitted, Trimmed
 from schemas.pipeline import Mode, OnRowError, Prepare, TablePolicy, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
-from schemas.table import ColumnDetails, Constraint, Definition, Objects, TableId
+from schemas.table import ColumnDetails, Constraint, Definition, Objects, Table, TableId
 from schemas.table import Sequence as SequenceObject
 from tests.integration.apply.conftest import Applied
 from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
@@ -327,6 +327,21 @@ def trim(source: Source, *targets: str, frontiers: bool = True) -> None:
         renewed = trimmed.offset if len(targets) > 1 else 0
         admitted = Admitted(targets, renewed, trimmed.max_xid if renewed else -1)
         source.control.put(source.topics.chunks, encode_control(admitted))
+
+
+def test_a_group_behind_a_trim_that_is_announced_says_what_to_do(applied: Applied) -> None:
+    source = loading()
+    source.load("t", rows(0, 3))
+    worker = applied.worker(source, Prepare.CREATE)
+    source.commit(insert("t", "3", "row 3"))
+    applied.catch_up(source, worker)
+    worker.close()
+    for at in range(4, 7):
+        source.commit(insert("t", str(at), f"row {at}"))
+    trim(source, frontiers=False)
+    with pytest.raises(LogRewound, match="was trimmed up to") as refused:
+        settle(applied.worker(source, Prepare.CREATE))
+    assert "drop its schema penstock" in refused.value.remedy
 
 
 def rows_there(start: int, end: int) -> list[tuple[object, ...]]:
@@ -839,3 +854,42 @@ def test_without_the_role_a_child_whose_parent_is_missing_stops_alone(restricted
     state = restricted.state("t")
     assert state.state is TableState.FAILED and "t_p_fkey" in state.error
     assert restricted.rows("u") == [(1, "a")]
+
+
+@pytest.mark.parametrize("known_before", [False, True])
+def test_a_table_goes_on_by_itself_when_the_source_has_let_go_of_what_refuses_its_rows(
+    applied: Applied, known_before: bool
+) -> None:
+    def version(*, nullable: bool) -> Table:
+        columns = (
+            ColumnDetails(name="id", source_type="bigint", nullable=False, number=1),
+            ColumnDetails(name="body", source_type="text", nullable=nullable, number=2),
+        )
+        key = Constraint(name="t_pkey", definition="PRIMARY KEY (id)", columns=("id",))
+        return make_table("t", definition=Definition(columns=columns, primary_key=key))
+
+    source = Source(version(nullable=False))
+    worker = applied.worker(source, Prepare.CREATE)
+    source.commit(insert("t", "1", "one"))
+    applied.catch_up(source, worker)
+    written = source.registered["t"]
+    if known_before:
+        source.register(version(nullable=True))
+    source.registered["t"] = written  # what comes now is of the version before
+    source.commit(insert("t", "2", None))
+    applied.until(lambda: worker.stats.failures == 1, worker)
+    if not known_before:
+        applied.catch_up(source, worker)
+        state = applied.state("t")
+        assert state.state is TableState.FAILED and "23502" in state.error and "penstock resume" in state.remedy
+        source.register(version(nullable=True))
+    applied.until(lambda: applied.rows("t") == [(1, "one"), (2, None)], worker)
+    applied.catch_up(source, worker)
+    assert applied.state("t").state is TableState.LIVE
+    # What refuses rows all the same is not the source's, and is tried once for each version.
+    applied.sql("alter table public.t add check (id < 3)")
+    source.registered["t"] = written
+    source.commit(insert("t", "3", "three"))
+    applied.until(lambda: worker.stats.failures > 1, worker)
+    applied.catch_up(source, worker)
+    assert worker.stats.failures == 2 and applied.state("t").state is TableState.FAILED

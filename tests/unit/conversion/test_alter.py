@@ -1,7 +1,7 @@
 """What carries a new version of a table to a target, where the text alone tells whether that is right."""
 
-from conversion.alter import alter_table
-from schemas.table import Column, ColumnDetails, Definition, Table, TableId
+from conversion.alter import alter_table, loosened
+from schemas.table import Column, ColumnDetails, Constraint, Definition, Table, TableId
 from schemas.types import Kind
 
 ID = TableId("shop", "parts")
@@ -38,3 +38,32 @@ def test_a_column_that_is_computed_no_more_keeps_what_its_rows_have() -> None:
         'alter table "shop"."parts" drop column "twice"',
         'alter table "shop"."parts" add column "twice" integer',
     ]
+
+
+def test_what_refuses_rows_and_is_gone_at_the_source_may_go_early_but_never_the_key() -> None:
+    def table(*, constrained: bool) -> Table:
+        plain = version(plain=((1, "id"), (2, "code"), (3, "note")))
+        id, code, note = plain.definition.columns
+        columns = (
+            id.model_copy(update={"nullable": False}),
+            code.model_copy(update={"nullable": not constrained}),
+            note.model_copy(update={"default": "" if constrained else "1"}),
+        )
+        definition = Definition(
+            columns=columns,
+            primary_key=Constraint(name="k", definition="PRIMARY KEY (id)", columns=("id",)),
+            uniques=(Constraint(name="u", definition="UNIQUE (code)", columns=("code",)),) if constrained else (),
+            checks=(Constraint(name="c", definition="CHECK (code > 0)", columns=("code",)),) if constrained else (),
+        )
+        return plain.model_copy(update={"definition": definition})
+
+    old, new = table(constrained=True), table(constrained=False)
+    assert alter_table(old, loosened(old, new), made=True) == [
+        'alter table "shop"."parts" alter column "code" drop not null',
+        'alter table "shop"."parts" drop constraint if exists "u"',
+        'alter table "shop"."parts" drop constraint if exists "c"',
+    ]
+    assert loosened(old, old) == old and loosened(new, old) == new  # nothing is made narrower, nor anything else
+    nullable = tuple(column.model_copy(update={"nullable": True}) for column in new.definition.columns)
+    keyless = new.model_copy(update={"definition": Definition(columns=nullable)})
+    assert loosened(new, keyless) == new
