@@ -65,7 +65,8 @@ class Follower:
                 )
             if progress.offset < start or progress.position < forgotten_to:
                 raise LogRewound(
-                    f"the target has applied the log up to {progress.offset}, but it was trimmed up to {max(start, first)}",
+                    f"the target has applied the log up to {progress.offset}, but it was trimmed up to"
+                    f" {max(start, first)}",
                     remedy="the target was restored, or not in the file for a while: drop its schema penstock and the"
                     " tables that were loaded, and give it another name in the file",
                 )
