@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -95,11 +95,13 @@ class Caretaker(threading.Thread):
         heartbeat: float,
         sign_of_life: Callable[[], None],
         definitions: Definitions,
+        published: Callable[[], Sequence[Table]],
         prints: Mapping[tuple[str, int], str],
     ) -> None:
         super().__init__(name="caretaker", daemon=True)
         self._url, self._setup, self._heartbeat = url, setup, heartbeat
-        self._sign_of_life, self._definitions, self._prints = sign_of_life, definitions, prints
+        self._sign_of_life, self._definitions = sign_of_life, definitions
+        self._published, self._prints = published, prints
         self._over = threading.Event()
         self._connection: psycopg.Connection | None = None
         self._next_check = self._next_end = self._next_beat = time.monotonic()
@@ -127,6 +129,15 @@ class Caretaker(threading.Thread):
         if self.is_alive():
             self.join(LOOK_SECONDS)
 
+    def check(self, connection: psycopg.Connection) -> None:
+        """Raise `PrerequisiteMissing` if the publications are not what they have to be, or were not for a while."""
+        publications_fit(connection, self._setup, self._published())
+        publications_untouched(connection, self._setup, self._prints)
+
+    def forget(self, oids: Set[int]) -> None:
+        """Do not mind what becomes of these tables in the publications."""
+        self._prints = {(name, oid): mark for (name, oid), mark in self._prints.items() if oid not in oids}
+
     def _work(self, now: float) -> None:
         if now >= self._next_end:
             self._next_end = now + END_SECONDS
@@ -137,8 +148,7 @@ class Caretaker(threading.Thread):
             replication.emit_message(self._connected(), "penstock", "heartbeat")
         if now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
-            publications_fit(self._connected(), self._setup, self._definitions.tables())
-            publications_untouched(self._connected(), self._setup, self._prints)
+            self.check(self._connected())
         if self._definitions.due:
             self._definitions.look(self._connected())
 

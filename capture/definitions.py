@@ -58,10 +58,6 @@ class Definitions:
         self._next = clock() + LOOK_SECONDS
         self.found: deque[Found] = deque()
 
-    def tables(self) -> list[Table]:
-        """Return the tables that are looked at."""
-        return [seen.table for seen in self._watched().values()]
-
     def look_soon(self) -> None:
         """Look with the next chance: something was altered."""
         self._next = 0.0
@@ -103,6 +99,9 @@ class Definitions:
         names = {TableId(*name) for name in now.values()}
         fresh = {table.id: table for table in catalogue.tables(connection, names.__contains__)}
         rests_on = objects_of_each(connection, fresh.values())
+        hidden = [seen.table.oid for seen in watched.values() if now.get(seen.table.oid, ("", "")) not in fresh]
+        ours = {seen.table.oid for seen in self._watched().values()}
+        attached = {oid for oid, root in definitions.roots(connection, hidden).items() if root in ours}
         read: dict[TableId, Table | None] = {}
         for id, seen in watched.items():
             name = now.get(seen.table.oid)
@@ -110,8 +109,10 @@ class Definitions:
             if table is not None:
                 renamed = table.id if table.id != id else None
                 table = table.model_copy(update={"id": id, "renamed": renamed, "objects": rests_on[table.id]})
-            elif name is not None:
+            elif name is not None and seen.table.oid not in attached:
                 continue  # it is there, but can't be read as a table: somebody is about to change it
             read[id] = table
         position = replication.emit_message(connection, "penstock", "definitions")
-        self.found.extend(Found(id, table, watched[id].described, position) for id, table in read.items())
+        # What is gone comes first: another one may have its name, or it is a partition of another one now.
+        for id in sorted(read, key=lambda id: read[id] is not None):
+            self.found.append(Found(id, read[id], watched[id].described, position))

@@ -42,7 +42,7 @@ from schemas.errors import (
     ValueUnsupported,
 )
 from schemas.frontier import NO_COMMIT, Commit, Setup
-from schemas.table import Objects, TableId
+from schemas.table import TableId
 from transport.log import Block, Partition
 from transport.views import Registered
 
@@ -159,10 +159,9 @@ class PostgresSource:
             control = self._catalogue()
             self._check(control, after)
             self._position = self._passed = self._confirmed = after
-            objects = Objects.model_validate_json(self._setup.objects)
-            self._relations = Relations(self._tables, objects, lambda: self._position)
+            self._relations = Relations(self._tables, self._setup, lambda: self._position)
             prints = replication.publication_prints(control, self._setup.publications[0])
-            publications_fit(control, self._setup, self._relations.planned())
+            publications_fit(control, self._setup, self._relations.to_be_published())
             reference = replication.current_snapshot(control).xmax
             self._patiently(
                 lambda: require_same(
@@ -186,7 +185,15 @@ class PostgresSource:
         self._step_began = self._step_given = self._heard = self._told = self._clock()
         heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
         self._definitions = Definitions(self._setup.slot, self._relations.watched)
-        self._caretaker = Caretaker(self._url, self._setup, heartbeat, self._tell_if_silent, self._definitions, prints)
+        self._caretaker = Caretaker(
+            self._url,
+            self._setup,
+            heartbeat,
+            self._tell_if_silent,
+            self._definitions,
+            self._relations.to_be_published,
+            prints,
+        )
         self._caretaker.start()
 
     def _check(self, control: psycopg.Connection, after: int) -> int:
@@ -240,7 +247,7 @@ class PostgresSource:
             wrote = now - self._step_given
             self._gather = SLOW_STEP_SECONDS if behind else min(SLOW_STEP_SECONDS, max(STEP_SECONDS, 4 * wrote))
         if self._caretaker is not None and self._caretaker.problem is not None:
-            raise self._caretaker.problem
+            self._look_at_publications(self._caretaker)
         with self._lock:
             while True:
                 dry = self._drain()
@@ -306,6 +313,18 @@ class PostgresSource:
                 self._step_began = self._heard
             self._gathered += SLICE_BYTES - room
         return dry
+
+    def _look_at_publications(self, caretaker: Caretaker) -> None:
+        """Look once more at what the caretaker complains of, and raise it, unless the pipeline has other tables by now:
+        those that were removed are not published any more, and what was put back is loaded anew."""
+        before = dict(self._tables.published)
+        caretaker.problem = None
+        with translated("source", "looking at the publications"):
+            self._tables.choose(self._setup)
+            now = self._tables.published
+            moved = {oid for id in before for oid in before[id].table.oids if now.get(id) is not before[id]}
+            caretaker.forget(moved)
+            caretaker.check(self._catalogue())
 
     def _full(self) -> bool:
         """Whether the step should be closed at the next commit."""
@@ -432,10 +451,12 @@ class PostgresSource:
         """Record that a table is another one from here on, and let the rows that follow be of that version."""
         self._decoder.append_definition(version.layout, self._slot(version))
         planned = self._relations.published(version.id)
-        for oid, (id, relation) in self._bound.items():
+        for oid, (id, relation) in list(self._bound.items()):
             # The stream describes it once more before the next row, if it is not what it was.
             if id == version.id and matches(version.table, relation, planned):
                 self._decoder.bind(oid, version.layout, self._slot(version))
+            elif id != version.id and self._relations.owner(oid) == version.id:
+                self._bind(relation)  # a table of its own until it was attached to this one
 
     def _truncate(self, options: int, oids: tuple[int, ...]) -> None:
         """Record that tables were emptied, or partitions of them."""

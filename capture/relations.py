@@ -26,6 +26,7 @@ from engines.postgres.objects import objects
 from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
 from schemas.errors import SourceUnavailable
+from schemas.frontier import Setup
 from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, Objects, Since, Table, TableId
 from schemas.types import Kind
 from transport.views import Registered
@@ -54,7 +55,9 @@ TYPES = "select format_type(%(oid)s::int8::oid, %(modifier)s)"
 # What a table held when it became a partition is in the stream no more than the rows of any table that is not ours.
 OLDER = """
 select exists (select from only {leaf} r
-                where age(r.xmin) > (select age(i.xmin) from pg_inherits i where i.inhrelid = %(oid)s::int8::oid))
+                 join pg_inherits i on i.inhrelid = %(oid)s::int8::oid
+                where age(r.xmin) > age(i.xmin)
+                   or (r.xmin = i.xmin and r.cmin::text::int8 < i.cmin::text::int8))
 """
 
 
@@ -135,10 +138,12 @@ class Relations:
     `passed` tells the position that the stream has come to: at first, where the last frontier is.
     """
 
-    def __init__(self, tables: TableVersions, setup: Objects, passed: Callable[[], int]) -> None:
-        self._tables, self._passed = tables, passed
+    def __init__(self, tables: TableVersions, setup: Setup, passed: Callable[[], int]) -> None:
+        self._tables, self._setup, self._passed = tables, setup, passed
         self._owners: dict[int, TableId] = {}  # by oid of a table, root or leaf
-        self._labels = dict(setup.labels)  # of enumerations, as the log tells them
+        self._read_until = 0  # so many versions
+        objects = Objects.model_validate_json(setup.objects)
+        self._labels = dict(objects.labels)  # of enumerations, as the log tells them
         self._told: dict[int, tuple[tuple[int, str, int, int, int], ...]] = {}  # columns, by the event trigger
         self._said: dict[TableId, Said] = {}
         self._described: dict[TableId, int] = {}
@@ -155,6 +160,11 @@ class Relations:
             if not table.dropped and table.left_out is None
         ]
 
+    def to_be_published(self) -> list[Table]:
+        """Return those of the planned tables that are the pipeline's: what is about to be added is not yet, and what
+        was removed is not for long."""
+        return [table for table in self.planned() if table.id in self._tables.published]
+
     def left_out(self) -> list[Table]:
         """Return the latest version of every table whose rows are not carried."""
         latest = [self._tables.of(id)[-1] for id in self._tables.names()]
@@ -166,7 +176,7 @@ class Relations:
 
     def published(self, table: TableId) -> Identity:
         """Return what the publication that a table is in tells of its old rows."""
-        return self._tables.of(table)[0].table.identity
+        return (self._tables.published.get(table) or self._tables.of(table)[-1]).table.identity
 
     def owner(self, oid: int) -> TableId | None:
         """Return which table a relation belongs to, if that is known."""
@@ -210,14 +220,19 @@ class Relations:
         self._described[id] = self._described.get(id, 0) + 1
         if (last := self._tables.of(id)[-1]).left_out is not None:
             return last
-        planned = self.published(id)
-        # The latest that fits: after a restart relations come again as they were then, and leaves of one root may
-        # differ in the order of their columns.
-        for version in reversed(self._tables.of(id)):
-            if matches(version.table, relation, planned):
-                return version
+        if (fitting := self._fitting(id, relation)) is not None:
+            return fitting
+        self._read()  # a table that was removed may have been put back as it is now
+        if (fitting := self._fitting(id, relation)) is not None:
+            return fitting
         _await(connection, xid)
-        return self._register(self._changed(connection, self._last(id), relation, planned))
+        return self._register(self._changed(connection, self._last(id), relation, self.published(id)))
+
+    def _fitting(self, id: TableId, relation: Relation) -> Registered | None:
+        """Return the latest version that fits: after a restart relations come again as they were then, and leaves of
+        one root may differ in the order of their columns."""
+        planned = self.published(id)
+        return next((v for v in reversed(self._tables.of(id)) if matches(v.table, relation, planned)), None)
 
     def tell(self, message: Message) -> list[Registered]:
         """Take note of what the event trigger has said, and return versions that begin with it: of tables whose rows
@@ -283,9 +298,11 @@ class Relations:
 
     def _read(self) -> None:
         self._tables.refresh()
-        for id in self._tables.names():
-            for version in self._tables.of(id):
-                self._own(version.table)
+        self._tables.choose(self._setup)
+        # In the order of the log: a table that was attached to another one is that one's from there on.
+        for version in self._tables.in_order(self._read_until):
+            self._own(version.table)
+            self._read_until += 1
 
     def _take_back_what_nobody_knows(self) -> None:
         """Let the last version of each table be one that a frontier has named, if need be by registering it once more.
@@ -335,7 +352,9 @@ class Relations:
         refused = ""
         for leaf in joined:
             query = OLDER.replace("{leaf}", quote(*leaf.id))
-            if ask(connection, query, oid=leaf.oid) != [(False,)]:
+            if self._owners.get(leaf.oid, table.id) != table.id:
+                refused = f"{leaf.id} was copied as a table of its own, and is a partition of this one now"
+            elif ask(connection, query, oid=leaf.oid) != [(False,)]:
                 refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
         if moved and not said.bare and (unknown := _unknown_column(connection, last, table)):
             refused = f"column {unknown} was added, and what the rows that were there hold in it is not known"

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from schemas.errors import ReplicationError
 from schemas.events import Event, EventKind
-from schemas.frontier import Carried, TableRegistered
+from schemas.frontier import Carried, Setup, TableRegistered
 from schemas.record import encode_control, value_schema_id
 from schemas.table import LeftOut, Table, TableId
 from transport.log import LogReader, Partition
 from transport.topics import Topics
-from transport.views import Chunks, Registered, Tables
+from transport.views import Choices, Chunks, Registered, Tables
 
 
 class TableVersions:
@@ -34,6 +34,10 @@ class TableVersions:
         self._chunks: Chunks | None = None  # read when the first table is left out
         self._next = 0
         self._versions: dict[TableId, list[Registered]] = {}
+        self._in_order: list[Registered] = []
+        self._choices = Choices()
+        self.published: dict[TableId, Registered] = {}
+        """The tables that the pipeline has, as far as `choose` was asked, with the versions they were published by."""
 
     def refresh(self) -> None:
         """Read on in `p.tables`."""
@@ -43,6 +47,17 @@ class TableVersions:
                 if record.value is not None:
                     version = self._tables.by_schema(value_schema_id(record.offset))
                     self._versions.setdefault(version.table.id, []).append(version)
+                    self._in_order.append(version)
+
+    def choose(self, setup: Setup) -> None:
+        """Find out which tables the pipeline has by now."""
+        self._choices.refresh(self._reader, self._topics)
+        versions = map(self._tables.by_schema, self._choices.tables_of(setup))
+        self.published = {version.id: version for version in versions}
+
+    def in_order(self, start: int) -> list[Registered]:
+        """Return the versions of all tables in the order of the log, but for the first ones."""
+        return self._in_order[start:]
 
     def names(self) -> list[TableId]:
         """Return the tables that have a version."""

@@ -442,7 +442,7 @@ def reconfigure(file: File, yes: Annotated[bool, typer.Option("--yes", "-y", hel
     ):
         lines = reconfiguration.difference.lines()
         print("\n".join(lines) or "the pipeline is what the file says")
-        if not reconfiguration.difference.tables:
+        if not reconfiguration.difference.now:
             return
         if not yes:
             try:

@@ -73,6 +73,8 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
     services.append(_service(pipeline, "trimmer", wiring.trimmer, messages.put, next(ports), Vital.USEFUL))
     if pipeline.source.wal_budget is not None:
         services.append(_service(pipeline, "retention", wiring.retention, messages.put, next(ports), Vital.FEEDING))
+    if pipeline.mode is Mode.LOAD_AND_CHANGES:
+        services.append(_service(pipeline, "registrar", wiring.registrar, messages.put, next(ports), Vital.USEFUL))
     services.append(Service("drain", partial(drain, pipeline, messages.put), Vital.LAST))
     with only_one(pipeline.state):
 
@@ -109,7 +111,7 @@ def run_all(pipeline: Pipeline, *, until_caught_up: bool, as_json: bool, metrics
 
 
 def run_capture(pipeline: Pipeline, *, metrics_port: int | None) -> int:
-    """Run capture, and beside it the holder, which a kill of capture leaves alone, and the trimmer."""
+    """Run capture, and beside it the holder, which a kill of capture leaves alone, the trimmer and the registrar."""
     ports = _ports(metrics_port)
     port = next(ports)
     services = [
@@ -119,6 +121,8 @@ def run_capture(pipeline: Pipeline, *, metrics_port: int | None) -> int:
     ]
     if pipeline.source.wal_budget is not None:
         services.append(_service(pipeline, "retention", wiring.retention, _to_stderr, next(ports)))
+    if pipeline.mode is Mode.LOAD_AND_CHANGES:
+        services.append(_service(pipeline, "registrar", wiring.registrar, _to_stderr, next(ports), Vital.USEFUL))
     return _supervise(services, pipeline.state / "capture-pids.json")
 
 

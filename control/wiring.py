@@ -61,6 +61,7 @@ _MODULES = {
     "apply": ["apply.loop", "apply.postgres"],
     "trimmer": ["control.trimmer"],
     "retention": ["control.retention"],
+    "registrar": ["control.registrar"],
     "watch": ["control.watch", "apply.postgres_control"],
 }
 
@@ -190,6 +191,20 @@ def trimmer(pipeline: Pipeline, stop: StopSignal) -> Make:
     def make() -> Iterator[Loop]:
         with opened_log(pipeline) as log, closing(Trimmer(pipeline, log)) as loop:
             yield loop
+
+    return make
+
+
+def registrar(pipeline: Pipeline, stop: StopSignal) -> Make:
+    """The registrar: takes tables over that are made at the source."""
+    from control.registrar import Registrar
+
+    @contextmanager
+    def make() -> Iterator[Loop]:
+        with opened_log(pipeline) as log, ExitStack() as stack:
+            yield _AfterLog(
+                log, stop, lambda: stack.enter_context(closing(Registrar(pipeline, log, sleep=stop.wait))), lambda _: {}
+            )
 
     return make
 

@@ -251,13 +251,17 @@ class Name:
 class Chosen:
     """The tables that the pipeline has from here on. In `p.chunks`; the last one counts, before there is one the setup.
 
+    One that stands behind another one which its author did not know does not count: he has to look again.
+
     Those that were added are published, and registered; whatever a snapshot that is taken behind this does not show of
     them is in the stream. They are to be loaded as by a command, also where a target has them from an earlier time.
     """
 
-    tables: tuple[int, ...]  # schema ids
+    tables: tuple[int, ...]  # schema ids, of the versions that the tables were published with
     added: tuple[Name, ...]
+    patterns: tuple[str, ...]  # of the file that a person had taken over last: a table made later has to fit them
     by: str  # who, for people
+    known: int  # the next offset of `p.chunks` that he had not read when he looked what the pipeline has
     at: int
 
 
@@ -338,6 +342,7 @@ class Setup:
     shared_topics: int  # 0: one topic a table
     at: int = 0
     tables: tuple[int, ...] = field(default=())  # schema ids of the tables chosen at the start
+    patterns: tuple[str, ...] = field(default=())  # by which they were chosen
     epoch: int = -1  # the offset of the claim
 
     @property

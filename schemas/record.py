@@ -251,6 +251,11 @@ def schema_id_of(value: bytes) -> int:
     return int.from_bytes(value[1:5], "big")
 
 
+def is_control(value: bytes, kind: type[Any]) -> bool:
+    """Whether a value is a control record of that kind, without decoding it."""
+    return schema_id_of(value) == _IDS[kind]
+
+
 def decode_control(value: bytes) -> Any:
     """Return the control record in a value. Raises `DecodeError` if the bytes are none."""
     number = schema_id_of(value)

@@ -224,6 +224,7 @@ class Holder:
             shared_topics=shared,
             at=self._micros(),
             tables=schemas,
+            patterns=self._pipeline.tables,
             epoch=epoch,
         )
         self._source.ping()

@@ -33,7 +33,7 @@ from schemas.frontier import (
     Trimmed,
     Unneeded,
 )
-from schemas.record import decode_control, value_schema_id
+from schemas.record import decode_control, is_control, value_schema_id
 from schemas.table import LeftOut, Table, TableId
 from transport.log import LogReader, Partition, Record
 from transport.topics import Topics
@@ -309,6 +309,40 @@ class TableChunks:
         return next(iter(self.snapshots()), None)
 
 
+class Choices:
+    """Which tables the pipeline has, and which were ever added to it: by those `Chosen` that count."""
+
+    def __init__(self) -> None:
+        self.next = 0
+        self.last: Chosen | None = None
+        self.added: set[TableId] = set()
+        self._at = -1
+
+    def take(self, offset: int, chosen: Chosen) -> bool:
+        """Take note of a record; return whether it counts. It does if its author knew the last one that did."""
+        if chosen.known <= self._at:
+            return False
+        self.last, self._at = chosen, offset
+        self.added.update(TableId(name.table_schema, name.table_name) for name in chosen.added)
+        return True
+
+    def refresh(self, reader: LogReader, topics: Topics) -> None:
+        """Read on in `p.chunks`, and pass over all else there."""
+        while records := reader.records(topics.chunks, self.next):
+            for record in records:
+                self.next = record.offset + 1
+                if record.value is not None and is_control(record.value, Chosen):
+                    self.take(record.offset, decode_control(record.value))
+
+    def tables_of(self, setup: Setup) -> tuple[int, ...]:
+        """Return the schema ids of the tables that the pipeline has now."""
+        return self.last.tables if self.last is not None else setup.tables
+
+    def patterns_of(self, setup: Setup) -> tuple[str, ...]:
+        """Return what tables have to fit that the pipeline takes over by itself."""
+        return self.last.patterns if self.last is not None else setup.patterns
+
+
 class Chunks:
     """Snapshots, plans and manifests of all tables."""
 
@@ -318,7 +352,7 @@ class Chunks:
         self.snapshots: dict[int, SnapshotTaken] = {}
         self.tables: dict[TableId, TableChunks] = {}
         self.admitted: Admitted | None = None
-        self.chosen: Chosen | None = None  # other tables than those of the setup
+        self._choices = Choices()
         self.commands: list[Issued] = []  # in order
         self.forgotten = -1  # up to this transaction the log may not tell any more what a snapshot does not show
         self.unneeded: tuple[int, bool] = -1, False  # where the last `Unneeded` stands, and whether it counts
@@ -346,8 +380,7 @@ class Chunks:
                     self._passed[record.offset] = self._unneeded_xid
                     continue
                 if isinstance(entry, Chosen):
-                    self.chosen = entry
-                    for name in entry.added:
+                    for name in entry.added if self._choices.take(record.offset, entry) else ():
                         asked = Command(
                             CommandKind.RELOAD, name.table_schema, name.table_name, "", "", entry.by, entry.at
                         )
@@ -393,9 +426,14 @@ class Chunks:
                     chunks.manifests[entry.chunk] = entry
         return self.next != before
 
+    @property
+    def chosen(self) -> Chosen | None:
+        """What tells of other tables than those of the setup; None as long as it is those."""
+        return self._choices.last
+
     def tables_of(self, setup: Setup) -> tuple[int, ...]:
         """Return the schema ids of the tables that the pipeline has now."""
-        return self.chosen.tables if self.chosen is not None else setup.tables
+        return self._choices.tables_of(setup)
 
     def is_freed(self, manifest: Manifest) -> bool:
         """Whether a chunk that is not final can't become so any more, because its rows may be gone."""

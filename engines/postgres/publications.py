@@ -6,7 +6,8 @@ updates and deletes: in a publication that does, the application's own would fai
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Set
 
 import psycopg
 
@@ -30,6 +31,16 @@ select t.pubname, t.schemaname, t.tablename, {columns}, {filtered}
 """
 """Leaves that are published. Lists of columns and filters of rows came with 15."""
 
+
+MEMBERS = """
+select p.pubname, n.nspname, c.relname
+  from pg_publication_rel r
+  join pg_publication p on p.oid = r.prpubid
+  join pg_class c on c.oid = r.prrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where p.pubname = any (%(names)s) and r.prrelid = any (%(oids)s::int8[]::oid[])
+ order by n.nspname, c.relname
+"""
 
 PRINTS = """
 select p.pubname, 0::int8, p.oid::text || ' ' || p.xmin::text from pg_publication p where p.pubname = any (%(names)s)
@@ -111,6 +122,14 @@ def add_to_publications(conn: psycopg.Connection, name: str, tables: Iterable[Ta
         if missing:
             listed = ", ".join(f"only {quote(*id)}" for id in missing)
             run(conn, f"alter publication {quote(publication)} add table {listed}")
+
+
+def remove_from_publications(conn: psycopg.Connection, name: str, oids: Set[int]) -> None:
+    """Take tables out of the publications, by their numbers, as far as they are there; those that publish all tables
+    are not touched."""
+    for publication, schema, table in ask(conn, MEMBERS, names=list(publication_names(name)), oids=list(oids)):
+        with contextlib.suppress(psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable):  # it just went
+            run(conn, f"alter publication {quote(publication)} drop table only {quote(schema, table)}")
 
 
 def drop_publications(conn: psycopg.Connection, name: str) -> None:

@@ -30,8 +30,8 @@ STEPS = {
     "grown": [
         "create table shop.grown_3 partition of shop.grown for values from (2000) to (3000)",
         "insert into shop.grown values (2001, 'x'), (1, 'y')",
-        "create table shop.grown_4 (id int primary key, note text)",
-        "alter table shop.grown attach partition shop.grown_4 for values from (3000) to (4000)",
+        "create table shop.grown_4 (id int primary key, note text);"
+        " alter table shop.grown attach partition shop.grown_4 for values from (3000) to (4000)",
         "insert into shop.grown values (3001, 'x')",
     ],
     "shrunk": [
@@ -47,8 +47,8 @@ STEPS = {
         "update shop.wider set more = 'x' where id = 600",
     ],
     "full": [
-        "create table shop.full_3 (id int primary key, note text); insert into shop.full_3 values (2001, 'before')",
-        "alter table shop.full attach partition shop.full_3 for values from (2000) to (3000)",
+        "create table shop.full_3 (id int primary key, note text); insert into shop.full_3 values (2001, 'before');"
+        " alter table shop.full attach partition shop.full_3 for values from (2000) to (3000)",
     ],
 }
 OF_PARTITIONS = {"grown", "shrunk", "left", "part", "pieces", "wider", "full"}

@@ -304,7 +304,7 @@ class World:
             else:
                 names = tuple(Name(*table.id) for table in added)
                 with self.log.writer("control") as writer:
-                    writer.put(self.topics.chunks, encode_control(Chosen((*stay, *new), names, "", 0)))
+                    writer.put(self.topics.chunks, encode_control(Chosen((*stay, *new), names, (), "", chunks.next, 0)))
                 self.has = tables
                 if back_at is not None:
                     turn = max(back_at, self.turn) if not self.ending else self.turn

@@ -18,7 +18,7 @@ from codec.rows import Change, decode
 from engines.postgres import catalogue, replication
 from engines.postgres.connect import connect
 from schemas.frontier import Frontier, Setup, TableRegistered
-from schemas.record import Op, encode_control, schema_id_of
+from schemas.record import Op, encode_control, schema_id_of, value_schema_id
 from schemas.table import Table, TableId
 from transport.log import LogReader, Partition, Range, Topic
 from transport.memory import MemoryLog
@@ -72,12 +72,14 @@ class World:
         """Do what the holder does on the first start."""
         self.log.create_topics(self.topics.fixed())
         tables = catalogue.tables(self.db, chooses)
+        chosen = []
         with self.log.writer("control") as writer:
             for table in tables:
                 changes = self.topics.changes(table.id)
                 self.log.create_topics([Topic(changes.topic)])
                 entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number)
-                writer.put(self.topics.tables, encode_control(entry), str(table.id).encode())
+                offset = writer.put(self.topics.tables, encode_control(entry), str(table.id).encode())
+                chosen.append(value_schema_id(offset))
         slot = "penstock_" + self.db.info.dbname[-8:]  # slots are the whole server's
         replication.make_publications(self.db, "penstock_shop", tables)
         created = replication.create_slot(self.url, slot, failover=True)
@@ -93,6 +95,7 @@ class World:
             objects="{}",
             mode="changes",
             shared_topics=0,
+            tables=tuple(chosen),
         )
         return self.setup
 
