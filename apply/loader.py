@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from apply.follower import forgotten
 from apply.groups import chunk_share
@@ -11,7 +12,7 @@ from apply.narrowing import Narrowed
 from apply.standing import Standing
 from apply.stats import Stats
 from apply.tables import TargetTables
-from apply.target import TableProgress, TableRefused, Target
+from apply.target import Load, TableProgress, TableRefused, Target
 from apply.trays import Trays
 from codec.frames import unpack
 from schemas.errors import GapDetected, LogRewound, WriteConflict
@@ -20,6 +21,18 @@ from schemas.states import TableState
 from schemas.table import TableId
 from transport.log import Log, LogReader, Partition, Range
 from transport.views import Registered
+
+AT_ONCE = 50
+TOGETHER_BYTES = 1 << 20
+"""Small chunks that are loaded in one transaction: of a table of few rows to write them is the least."""
+
+
+class Final(NamedTuple):
+    """A final chunk that is to be loaded, and the version of the table that its rows are of."""
+
+    progress: TableProgress
+    manifest: Manifest
+    version: Registered
 
 
 class Loader:
@@ -59,7 +72,7 @@ class Loader:
         self._looked_at = -1e9
 
     def load_next(self) -> bool:
-        """Load the next final chunk of this worker's share."""
+        """Load the next final chunks of this worker's share: a large one, or several small ones at once."""
         if not self._todo:
             now = self._clock()
             if now - self._looked_at < self._limits.share_every:
@@ -73,14 +86,27 @@ class Loader:
                 self._find_from = now + 10 * (self._clock() - now)
             if not self._todo:
                 return False
-        table, generation, number = self._todo.pop()
-        progress = self._standing.tables[table]
-        chunks = self._tables.chunks.of(table)
-        begun = progress.state is TableState.LOADING and progress.generation == generation
-        # The log may know a later plan by now.
-        if begun and chunks.plan and chunks.plan.generation == generation and number in chunks.manifests:
-            self.load(progress, chunks.manifests[number], self._tables.versions.by_schema(chunks.plan.schema_id))
+        chunks: list[Final] = []
+        size = 0
+        while self._todo and len(chunks) < AT_ONCE:
+            chunk = self._still_wanted(*self._todo[-1])
+            if chunk is not None:
+                size += chunk.manifest.bytes
+                if chunks and size > TOGETHER_BYTES:
+                    break
+                chunks.append(chunk)
+            self._todo.pop()
+        if chunks:
+            self.load(*chunks)
         return True
+
+    def _still_wanted(self, table: TableId, generation: int, number: int) -> Final | None:
+        progress, chunks = self._standing.tables[table], self._tables.chunks.of(table)
+        if progress.state is not TableState.LOADING or progress.generation != generation:
+            return None
+        if chunks.plan is None or chunks.plan.generation != generation or number not in chunks.manifests:
+            return None  # the log knows a later plan by now
+        return Final(progress, chunks.manifests[number], self._tables.versions.by_schema(chunks.plan.schema_id))
 
     def _find_chunks(self) -> bool:
         """Note the chunks that are final, of this worker's share, and not loaded yet; return whether there may be more
@@ -125,25 +151,33 @@ class Loader:
         took = self._clock() - began
         self._loaded_until = self._clock() + max(self._limits.share_every, 10 * took)
 
-    def load(self, progress: TableProgress, manifest: Manifest, version: Registered) -> None:
-        """Write a chunk's rows."""
-        number, table = manifest.chunk, progress.table
+    def load(self, *chunks: Final) -> None:
+        """Write chunks' rows; if that is refused, each chunk's by itself."""
         try:
-            version = self._tables.accepted(version)
-            renews = manifest.generation in self._tables.chunks.of(table).parts
-            tray = self._trays.for_chunk(table, number, renews=renews)
-            rows = self._target.load(
-                version, progress, number, manifest.rows, lambda: self._rows_of(manifest, version), tray
-            )
+            loads = [self._prepared(chunk) for chunk in chunks]
+            loaded = self._target.load(loads)
         except TableRefused as refused:
-            self._standing.fail(table, refused.cause)
+            if len(chunks) == 1:
+                self._standing.fail(refused.table, refused.cause)
+                return
+            for chunk in chunks:
+                if self._standing.tables[chunk.progress.table] is chunk.progress:
+                    self.load(chunk)
             return
-        self._loaded_of(progress).add(number)
-        if rows >= 0:
-            self._stats.chunks_loaded += 1
-            self._stats.rows_loaded += rows
-            self._trays.tell(tray)
-        self._standing.ripe[table] = None
+        for load, rows in zip(loads, loaded, strict=True):
+            self._loaded_of(load.table).add(load.chunk)
+            if rows >= 0:
+                self._stats.chunks_loaded += 1
+                self._stats.rows_loaded += rows
+                self._trays.tell(load.tray)
+            self._standing.ripe[load.table.table] = None
+
+    def _prepared(self, chunk: Final) -> Load:
+        progress, manifest, version = chunk
+        version, number = self._tables.accepted(version), manifest.chunk
+        renews = manifest.generation in self._tables.chunks.of(progress.table).parts
+        tray = self._trays.for_chunk(progress.table, number, renews=renews)
+        return Load(version, progress, number, manifest.rows, lambda: self._rows_of(manifest, version), tray)
 
     def _rows_of(self, manifest: Manifest, version: Registered) -> Iterator[bytes]:
         partition, span = Partition(manifest.topic, manifest.partition), Range(manifest.start, manifest.end)

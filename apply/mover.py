@@ -8,7 +8,7 @@ from apply.cohort import Beginning
 from apply.commands import resumed
 from apply.follower import Follower
 from apply.limits import Limits
-from apply.loader import Loader, takes_generations
+from apply.loader import Final, Loader, takes_generations
 from apply.standing import BeginAgain, Standing
 from apply.tables import TargetTables
 from apply.target import NOWHERE, Batch, Redefinition, TableMove, TableProgress, TableRefused, Target
@@ -283,7 +283,7 @@ class Mover:
             return False
         if chunks.healed and not self._loader.is_healed(progress):
             version = self._tables.versions.by_schema(chunks.plan.schema_id)
-            self._loader.load(progress, chunks.manifests[HEAL], version)
+            self._loader.load(Final(progress, chunks.manifests[HEAL], version))
             return True
         rows = sum(manifest.rows for number, manifest in chunks.manifests.items() if number != HEAL)
         if snapshot is None:
@@ -299,7 +299,7 @@ class Mover:
         if part.manifest is None:
             return False
         if not self._loader.is_healed(progress):
-            self._loader.load(progress, part.manifest, self._tables.on_target(progress))
+            self._loader.load(Final(progress, part.manifest, self._tables.on_target(progress)))
             return True
         return self._catch_up(progress, part.manifest.snapshot)
 

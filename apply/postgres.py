@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
 from apply import postgres_state as state
-from apply.dead_letters import Letter, Tray, Waiting
+from apply.dead_letters import Letter, Waiting
 from apply.postgres_build import Builder
 from apply.postgres_changes import ChangeWriter
 from apply.postgres_finish import Completion
@@ -18,7 +18,7 @@ from apply.postgres_redefine import Redefinitions
 from apply.postgres_session import Session
 from apply.postgres_transactions import Transactions
 from apply.postgres_writers import Writers
-from apply.target import Batch, Progress, Redefinition, TableMove, TableProgress, Taken
+from apply.target import Batch, Load, Progress, Redefinition, TableMove, TableProgress, Taken
 from codec.net import Net
 from conversion.ddl import objects_statements
 from engines.postgres.errors import translated
@@ -167,16 +167,8 @@ class PostgresTarget:
         self._builder.give_up(piece.before.table.id)  # it would be waited for
         self._parts.redefinitions.restart(piece, move)
 
-    def load(
-        self,
-        version: Registered,
-        table: TableProgress,
-        chunk: int,
-        rows: int,
-        batches: Callable[[], Iterable[bytes]],
-        tray: Tray,
-    ) -> int:
-        return self._parts.chunks.load(version, table, chunk, rows, batches, tray)
+    def load(self, loads: Sequence[Load]) -> list[int]:
+        return self._parts.chunks.load(loads)
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
         return self._parts.completion.finish(version, table)

@@ -43,8 +43,9 @@ class Completion:
         if not table.made:
             return True
         definition = self._writers.placed(version.table)
-        done = self._build("finish", definition.id, after_load(definition, version=self._session.major))
-        if done:
+        statements = after_load(definition, version=self._session.major)
+        done = self._build("finish", definition.id, statements)
+        if done and statements:
             self._writers.look_again({definition.name})
         return done
 

@@ -47,9 +47,10 @@ class Preparation:
         with self._transactions.begun(f"preparing {len(tables)} tables", durable=False) as session:
             session.query(f"select pg_advisory_xact_lock({state.LOCK})")
             self._transactions.redefined.update(version.table.name for version, _ in tables)
+            shapes = self._writers.shapes([version.table.name for version, _ in tables])
             for version, move in tables:
                 with refused_alone(version.id, f"preparing {version.id}"):
-                    is_made = self._make(version.table, objects)
+                    is_made = self._make(version.table, shapes.get(version.table.name), objects)
                 if is_made:
                     made.add(version.table.name)
                 done.append(replace(move.progress, made=is_made, tied=not is_made))
@@ -58,11 +59,10 @@ class Preparation:
         self._writers.look_again(made)
         return done
 
-    def _make(self, table: Table, objects: Objects) -> bool:
-        """Make the table, or see that it fits; return whether it was made."""
+    def _make(self, table: Table, shape: Shape | None, objects: Objects) -> bool:
+        """Make the table, or see that the one that is there fits; return whether it was made."""
         connection, prepare = self._session.connection, self._prepare
         name = quote(*table.name)
-        shape = self._writers.shape(table.name)
         if shape is not None and prepare is Prepare.DROP_AND_CREATE:
             self._drop(table.name, shape)
             shape = None

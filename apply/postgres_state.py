@@ -7,7 +7,7 @@ identifiers from outside are values.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -15,7 +15,7 @@ from psycopg.rows import tuple_row
 
 from apply.dead_letters import Letter, Waiting, key_text
 from apply.postgres_session import QUEUED, Session
-from apply.target import GroupMove, Progress, TableMove, TableProgress
+from apply.target import GroupMove, Load, Progress, TableMove, TableProgress
 from codec.layout import Layout
 from conversion.stored import bookkeeping_statements
 from schemas.errors import WriteConflict
@@ -129,20 +129,29 @@ from unnest($2::text[], $3::text[], $4::bigint[]) as n (table_schema, table_name
 where t.pipeline = $1 and t.table_schema = n.table_schema and t.table_name = n.table_name
 """
 
-# Holds the table in its state and generation until the chunk is in; workers that load other chunks may do the same.
-HOLD_TABLE = """
+# Holds tables in their states and generations until chunks are in; workers that load other chunks may do the same.
+# In one order, as moves are made in: so of two that want the same tables one waits for the other, and not both.
+HOLD_TABLES = """
 select 1
-from penstock.tables
-where pipeline = $1 and table_schema = $2 and table_name = $3 and state = 'loading' and generation = $4
-for share
+from penstock.tables as t
+join unnest($2::text[], $3::text[], $4::bigint[]) as w (table_schema, table_name, generation)
+  using (table_schema, table_name, generation)
+where t.pipeline = $1 and t.state = 'loading'
+order by t.table_schema, t.table_name
+for share of t
 """
 
-HAS_ITS_NAME = "select 1 where to_regclass($1)::oid::int8 = $2::int8"
+HAVE_THEIR_NAMES = """
+select 1
+from unnest($1::text[], $2::int8[]) as w (name, oid)
+where to_regclass(w.name)::oid::int8 = w.oid
+"""
 
-ADD_CHUNK = """
+ADD_CHUNKS = """
 insert into penstock.chunks (pipeline, table_schema, table_name, generation, chunk, rows_loaded)
-values ($1, $2, $3, $4, $5, $6)
+select $1, w.* from unnest($2::text[], $3::text[], $4::bigint[], $5::integer[], $6::bigint[]) as w
 on conflict do nothing
+returning table_schema, table_name, chunk
 """
 
 FORGET_CHUNKS = """
@@ -362,10 +371,34 @@ def queue_moves(session: Session, pipeline: bytes, groups: Sequence[GroupMove], 
             [move.after.roster for move in groups],
             *(list(column) for column in zip(*(move.progress for move in groups), strict=True)),
         ]
-        arrays = [b"{%s}" % ",".join(map(str, column)).encode() for column in columns]
+        arrays = [numbers(column) for column in columns]
         session.queue(MOVE_GROUPS, [pipeline, *arrays], all_groups)
     if tables:
         _queue_tables(session, pipeline, tables)
+
+
+def queue_chunks(
+    session: Session, pipeline: bytes, loads: Sequence[Load], note: Callable[[set[tuple[TableId, int]]], None]
+) -> None:
+    """Queue what holds the tables of chunks, and stores the chunks' numbers; those that were not there are noted."""
+    tables = sorted({(load.table.table, load.table.generation) for load in loads})
+
+    def all_held(result: psycopg.pq.abc.PGresult) -> None:
+        if result.ntuples != len(tables):
+            names = ", ".join(f"{table} generation {generation}" for table, generation in tables[:NAMED])
+            raise WriteConflict(f"one of {len(tables)} tables is not loading any more: {names}")
+
+    def added(result: psycopg.pq.abc.PGresult) -> None:
+        rows = ([result.get_value(row, column) or b"" for column in range(3)] for row in range(result.ntuples))
+        note({(TableId(schema.decode(), name.decode()), int(chunk)) for schema, name, chunk in rows})
+
+    held = [[table.schema for table, _ in tables], [table.name for table, _ in tables]]
+    given = [pipeline, *map(array, held), numbers(generation for _, generation in tables)]
+    session.queue(HOLD_TABLES, given, all_held)
+    chunks = [[load.table.table.schema for load in loads], [load.table.table.name for load in loads]]
+    given = [pipeline, *map(array, chunks), numbers(load.table.generation for load in loads)]
+    given += [numbers(load.chunk for load in loads), numbers(max(load.rows, 0) for load in loads)]
+    session.queue(ADD_CHUNKS, given, added)
 
 
 def _queue_tables(session: Session, pipeline: bytes, moves: Sequence[TableMove]) -> None:
@@ -379,7 +412,7 @@ def _queue_tables(session: Session, pipeline: bytes, moves: Sequence[TableMove])
             *(*before.table, before.state.value, before.generation, before.progress.offset, before.progress.epoch),
             *(before.command, before.roster, *_state(after)),
         ]
-        for before, after in moves
+        for before, after in sorted(moves, key=lambda move: move.after.table)  # see `HOLD_TABLES`
     ]
     columns = (array([str(value).replace("\0", "") for value in column]) for column in zip(*rows, strict=True))
     session.queue(MOVE_TABLES, [pipeline, *columns], all_tables)
@@ -394,7 +427,7 @@ def queue_counts(session: Session, pipeline: bytes, changes: Mapping[TableId, in
                 pipeline,
                 array([table.schema for table, _ in counted]),
                 array([table.name for table, _ in counted]),
-                b"{%s}" % ",".join(str(count) for _, count in counted).encode(),
+                numbers(count for _, count in counted),
             ],
         )
 
@@ -453,6 +486,11 @@ def data(value: bytes) -> bytes:
 def text(value: object) -> bytes:
     """Return a value as the server reads it."""
     return str(value).replace("\0", "").encode()
+
+
+def numbers(values: Iterable[int]) -> bytes:
+    """Return numbers as the server reads an array."""
+    return b"{%s}" % ",".join(map(str, values)).encode()
 
 
 def array(values: Sequence[str]) -> bytes:

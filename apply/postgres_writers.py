@@ -36,12 +36,16 @@ class Writers:
     def shape(self, table: TableId) -> Shape | None:
         """Return what a table is like, or None if there is none. Whenever one must be looked at, all are that will
         have to be: the first changes of many tables come together."""
-        if table not in self._shapes:
+        return self.shapes([table]).get(table)
+
+    def shapes(self, tables: Collection[TableId]) -> dict[TableId, Shape]:
+        """Return what tables are like; those that there are not are left out."""
+        if unknown := [table for table in tables if table not in self._shapes]:
             self._session.flush()
-            with translated("target", f"looking at {table}"):
-                self._shapes |= shapes_of(self._session.connection, self._unseen | {table})
+            with translated("target", f"looking at {unknown[0]}"):
+                self._shapes |= shapes_of(self._session.connection, self._unseen.union(unknown))
             self._unseen.clear()
-        return self._shapes.get(table)
+        return {table: self._shapes[table] for table in tables if table in self._shapes}
 
     def writer(self, version: Registered) -> Writer:
         """Return how to write to a table as it was when it was looked at."""

@@ -103,6 +103,18 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """A chunk that is to be loaded; `HEAL` comes alone."""
+
+    version: Registered
+    table: TableProgress
+    chunk: int
+    rows: int
+    batches: Callable[[], Iterable[bytes]]  # may be asked for twice
+    tray: Tray
+
+
+@dataclass(frozen=True, slots=True)
 class Redefinition:
     """A table is another one from here on; what comes before it, comes before, and what comes after it, after."""
 
@@ -229,20 +241,12 @@ class Target(Protocol):
         """Empty the table, make of it the version that is loaded next, and forget its chunks, together with the move to
         a new generation."""
 
-    def load(
-        self,
-        version: Registered,
-        table: TableProgress,
-        chunk: int,
-        rows: int,
-        batches: Callable[[], Iterable[bytes]],
-        tray: Tray,
-    ) -> int:
-        """Write the rows of a chunk and its number in one transaction, and return how many; a chunk that is there
-        is left alone (-1). Chunk `HEAL` replaces and deletes rows by key, and their letters go; any other must have
-        exactly `rows` rows, and may hold a row that an earlier one had too. Rows that are refused are the tray's, and
-        count. `batches` may be asked for twice. Raises `WriteConflict` if the table is not loading this generation any
-        more."""
+    def load(self, loads: Sequence[Load]) -> list[int]:
+        """Write the rows of chunks and their numbers, all in one transaction, and return how many rows of each; a chunk
+        that is there is left alone (-1). Chunk `HEAL` replaces and deletes rows by key, and their letters go; any other
+        must have exactly `rows` rows, and may hold a row that an earlier one had too. Of one chunk alone the rows that
+        are refused are the tray's, and count; of several none is, and `TableRefused` is raised. Raises `WriteConflict`
+        if a table is not loading this generation any more."""
 
     def finish(self, version: Registered, table: TableProgress) -> bool:
         """Go on with what is made after the load: indexes and unique constraints. Returns soon: True when all is there,

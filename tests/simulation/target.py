@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from apply.dead_letters import Bundle, Letter, Refusal, Tray, Waiting, keyed_batch, net_of
-from apply.target import Batch, Change, Progress, Redefinition, TableMove, TableProgress, TableRefused, Taken
+from apply.target import Batch, Change, Load, Progress, Redefinition, TableMove, TableProgress, TableRefused, Taken
 from codec.net import Net
 from codec.rows import decode
 from schemas.errors import (
@@ -257,29 +257,28 @@ class SimulatedTarget:
             held = self._moved(transaction, move)
             held.rows, held.chunks, held.letters = Rows(), frozenset(), ()
 
-    def load(
-        self,
-        version: Registered,
-        table: TableProgress,
-        chunk: int,
-        rows: int,
-        batches: Callable[[], Iterable[bytes]],
-        tray: Tray,
-    ) -> int:
-        loaded = -1
-        with self._transaction(f"load {table.table}/{chunk}") as transaction:
-            held = transaction.table(table.table)
-            now = held.progress
-            if (now.state, now.generation) != (TableState.LOADING, table.generation):
-                raise WriteConflict(f"{table.table} is not loading generation {table.generation}")
-            number = table.generation, chunk
-            if number not in held.chunks:
+    def load(self, loads: Sequence[Load]) -> list[int]:
+        loaded: list[int] = []
+        with self._transaction(
+            f"load {', '.join(f'{load.table.table}/{load.chunk}' for load in loads)}"
+        ) as transaction:
+            for load in loads:
+                held = transaction.table(load.table.table)
+                now, number = held.progress, (load.table.generation, load.chunk)
+                if (now.state, now.generation) != (TableState.LOADING, load.table.generation):
+                    raise WriteConflict(f"{load.table.table} is not loading generation {load.table.generation}")
+                if number in held.chunks:
+                    loaded.append(-1)
+                    continue
                 assert held.rows is not None
-                loaded = sum(self._load(version, held, batch, tray) for batch in batches())
-                held.store(tray)
-                if chunk != HEAL and loaded != rows:
-                    raise GapDetected(f"chunk {chunk} of {table.table} has {loaded} rows instead of {rows}")
+                done = sum(self._load(load.version, held, batch, load.tray) for batch in load.batches())
+                if len(loads) > 1 and load.tray.refused:
+                    raise TableRefused(load.table.table, ConstraintViolated("a row of several chunks is refused"))
+                held.store(load.tray)
+                if load.chunk != HEAL and done != load.rows:
+                    raise GapDetected(f"chunk {load.chunk} of {load.table.table} has {done} rows, not {load.rows}")
                 held.chunks |= {number}
+                loaded.append(done)
         return loaded
 
     def _load(self, version: Registered, held: Held, batch: bytes, tray: Tray) -> int:

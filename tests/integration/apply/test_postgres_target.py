@@ -146,6 +146,31 @@ def test_rows_are_added_to_a_table_that_is_kept(applied: Applied) -> None:
     assert applied.rows("t") == [(0, None, "row 0"), (1, None, "row 1"), (100, "m", "mine")]
 
 
+def test_small_chunks_are_loaded_in_one_transaction(applied: Applied) -> None:
+    source = loading(("t", WHOLE), ("u", WHOLE))
+    for name in ("t", "u"):
+        applied.sql(f"create table public.{name} (id bigint primary key, body text)")
+        source.load(name, rows(0, 4), chunks=2)
+    applied.catch_up(source, applied.worker(source, Prepare.KEEP))
+    written = (
+        "select xmin::text, count(*) from (select xmin from public.t union all select xmin from public.u) r group by 1"
+    )
+    assert [count for _, count in applied.sql(written)] == [8]
+    assert applied.sql("select count(*) from penstock.chunks") == [(4,)]
+
+
+def test_a_refused_row_keeps_no_chunk_of_other_tables_out(applied: Applied) -> None:
+    source = loading(("t", WHOLE), ("u", WHOLE), ("v", WHOLE))
+    for name in ("t", "u", "v"):
+        applied.sql(f"create table public.{name} (id bigint primary key, body text)")
+        source.load(name, rows(0, 4), chunks=2)
+    applied.sql("alter table public.u add check (id <> 3)")
+    applied.catch_up(source, applied.worker(source, Prepare.KEEP))
+    assert [applied.state(name).state.value for name in ("t", "u", "v")] == ["live", "failed", "live"]
+    assert "u_id_check" in applied.state("u").error
+    assert [len(applied.rows(name)) for name in ("t", "u", "v")] == [4, 2, 4]
+
+
 @pytest.mark.parametrize(
     ("statement", "why"),
     [
