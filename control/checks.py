@@ -97,7 +97,10 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
     for table in chosen:
         if table.id not in known:
             problem = f"{table.id} is newer than the pipeline, and not part of it: it is not copied"
-            yield Finding("source", problem, "`penstock reconfigure` takes it over, while changes flow", False)
+            remedy = (
+                "the running pipeline takes it over, or tells why not: `penstock events`; or `penstock reconfigure`"
+            )
+            yield Finding("source", problem, remedy, False)
 
 
 def _target(

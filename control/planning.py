@@ -10,16 +10,20 @@ import psycopg
 
 from apply.groups import components
 from apply.postgres_control import prepared_tables
+from control.registrar import fate_of
+from control.wiring import A_LOOK, exists, opened_log
 from conversion.ddl import after_load, foreign_keys, in_order, objects_made
 from conversion.loss import Loss, all_losses
 from engines.postgres.catalogue import objects as objects_of
 from engines.postgres.catalogue import tables as tables_of
 from engines.postgres.connect import NEWEST, connect, major
 from engines.postgres.errors import translated
-from schemas.errors import ReplicationError
+from schemas.errors import LogUnavailable, ReplicationError
 from schemas.pipeline import Mode, Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Identity, Objects, Table, TableId
 from schemas.types import Kind
+from transport.topics import Topics
+from transport.views import Choices, Tables, read_setup
 
 BYTES_A_SECOND, ROWS_A_SECOND, TABLE_SECONDS = 60e6, 200e3, 0.02
 INDEX_ROWS_A_SECOND = 500e3
@@ -96,11 +100,49 @@ def plan_all(pipeline: Pipeline) -> list[TargetPlan]:
         objects = objects_of(connection, chosen)
         oids = [leaf.oid for table in chosen for leaf in table.leaves]
         sizes: dict[int, int] = dict(connection.execute(SIZES, [oids]).fetchall())
-    return [_target(pipeline, settings, chosen, objects, sizes) for settings in pipeline.targets]
+    fates = _fates(pipeline, chosen)
+    return [_target(pipeline, settings, chosen, objects, sizes, fates) for settings in pipeline.targets]
+
+
+def _fates(pipeline: Pipeline, chosen: Sequence[Table]) -> dict[TableId, str]:
+    """Return what becomes of tables that a pipeline which has begun does not have, or does not carry.
+
+    A log that can't be asked is taken for one that is not there yet.
+    """
+    try:
+        with opened_log(pipeline, patience=A_LOOK) as log, contextlib.ExitStack() as stack:
+            topics = Topics(pipeline.pipeline)
+            if not exists(log) or not topics.are_made(log):
+                return {}
+            reader = stack.enter_context(log.reader())
+            if (setup := read_setup(reader, topics)) is None:
+                return {}
+            tables, choices = Tables(reader, topics), Choices()
+            tables.refresh()
+            choices.refresh(reader, topics)
+            has = {tables.by_schema(n).id for n in choices.tables_of(setup)}
+            had = {tables.by_schema(n).id for n in setup.tables} | choices.added
+    except LogUnavailable:
+        return {}
+    fates = {}
+    for table in chosen:
+        if table.id in has:
+            if (left_out := tables.left_out(table.id)) is not None:
+                fates[table.id] = f"is left out: {left_out.cause} -> {left_out.remedy}"
+        elif table.id in had or not matches(table.id, choices.patterns_of(setup)):
+            fates[table.id] = "is not the pipeline's: `penstock reconfigure` takes it over"
+        else:
+            fates[table.id] = fate_of(pipeline, table)
+    return fates
 
 
 def _target(
-    pipeline: Pipeline, settings: TargetSettings, chosen: Sequence[Table], objects: Objects, sizes: Mapping[int, int]
+    pipeline: Pipeline,
+    settings: TargetSettings,
+    chosen: Sequence[Table],
+    objects: Objects,
+    sizes: Mapping[int, int],
+    fates: Mapping[TableId, str],
 ) -> TargetPlan:
     tables = in_order(table for table in chosen if matches(table.id, settings.tables))
     version, there, prepared, error = 0, dict[TableId, dict[str, str]](), set[TableId](), ""
@@ -113,7 +155,18 @@ def _target(
     losses = all_losses(tables, objects, version or NEWEST) if makes else []
     group_of = {table: n for n, group in enumerate(components(tables)) for table in group}
     plans = tuple(
-        _table(pipeline, settings, table, there.get(table.id), table.id in prepared, group_of, losses, version, sizes)
+        _table(
+            pipeline,
+            settings,
+            table,
+            there.get(table.id),
+            fates.get(table.id, ""),
+            table.id in prepared,
+            group_of,
+            losses,
+            version,
+            sizes,
+        )
         for table in tables
     )
     return TargetPlan(
@@ -153,6 +206,7 @@ def _table(
     settings: TargetSettings,
     table: Table,
     there: dict[str, str] | None,
+    fate: str,
     prepared: bool,
     group_of: Mapping[TableId, int],
     losses: Sequence[Loss],
@@ -170,7 +224,7 @@ def _table(
     first = [c for c in (definition.primary_key, *definition.checks) if c is not None] if makes else []
     return TablePlan(
         str(table.id),
-        _action(settings.prepare, there is not None, prepared),
+        fate or _action(settings.prepare, there is not None, prepared),
         group_of[table.id],
         rows,
         size,

@@ -60,7 +60,7 @@ def policy_of(pipeline: Pipeline, table: TableId) -> Ddl | None:
     return next((policy for policy in (Ddl.PAUSE_TABLE, Ddl.IGNORE, Ddl.APPLY) if policy in wanted), None)
 
 
-def verdict_on(table: Table, newcomer: Newcomer) -> Verdict | None:
+def verdict_on(table: Table) -> Verdict | None:
     """Return why a table can't be taken over as it is; None if it can."""
     if table.definition.unlogged:
         return Verdict(
@@ -75,13 +75,16 @@ def verdict_on(table: Table, newcomer: Newcomer) -> Verdict | None:
             "give it a primary key, or `replica identity full`, and it is taken over; as it is, with inserts and"
             f" truncates only, {_ASK}",
         )
-    if not newcomer.may_be_published:
-        return Verdict(
-            EventKind.WARNING,
-            f"{_LEFT}: only its owner, {newcomer.owner}, can publish it",
-            f"grant {quote(newcomer.owner)} to the role of the source's URL, or exclude the table in `tables`",
-        )
     return None
+
+
+def fate_of(pipeline: Pipeline, table: Table) -> str:
+    """Return, for people, what becomes of a table that is new, once the pipeline runs."""
+    policy = policy_of(pipeline, table.id)
+    if policy is not Ddl.APPLY:
+        return f"is not copied, as `ddl: {policy}` says: {_ASK}"
+    verdict = verdict_on(table)
+    return f"{verdict.text} -> {verdict.remedy}" if verdict else "is new, and taken over as soon as the pipeline runs"
 
 
 class Registrar:
@@ -194,8 +197,7 @@ class Registrar:
         else:
             text = "was dropped and made again at the source: the new one is another table, and is not copied"
             remedy = (
-                f"exclude {id} in `tables` and `penstock reconfigure`, then take the exclusion out and do so again;"
-                " drop it on the targets in between"
+                f"exclude {id} in `tables` and `penstock reconfigure`; then take the exclusion out, and do so again"
             )
         self._tell(id, Verdict(EventKind.WARNING, text, remedy))
 
@@ -206,8 +208,13 @@ class Registrar:
         return policy is Ddl.APPLY
 
     def _can_be_taken(self, table: Table, newcomer: Newcomer) -> bool:
-        if (verdict := verdict_on(table, newcomer)) is not None:
+        if (verdict := verdict_on(table)) is not None:
             self._tell(table.id, verdict)
+            return False
+        if not newcomer.may_be_published:
+            text = f"{_LEFT}: only its owner, {newcomer.owner}, can publish it"
+            remedy = f"grant {quote(newcomer.owner)} to the role of the source's URL, or exclude the table in `tables`"
+            self._tell(table.id, Verdict(EventKind.WARNING, text, remedy))
             return False
         return self._refused.get(newcomer.oid, 0.0) <= self._clock()
 

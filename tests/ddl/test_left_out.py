@@ -75,6 +75,7 @@ def test_a_table_that_capture_can_not_carry_stops_alone_and_is_loaded_anew(simpl
     assert followed.states()["bent"] == (state, error, remedy)
 
     followed.do("alter table shop.bent drop o")
+    assert "shop.bent: is left out: " in simple.succeed("plan", str(simple.file))
     with busy(followed), psycopg.connect(simple.source) as late:
         late.execute("update shop.bent set note = 'late' where id < 100")  # of a transaction that was there before
         simple.succeed("reload", str(simple.file), "shop.bent")

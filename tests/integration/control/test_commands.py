@@ -124,6 +124,14 @@ def test_check_tells_of_tables_that_are_newer_than_the_pipeline(penstock: Pensto
     remedy, blocking = penstock.findings()[newer]
     assert "`penstock reconfigure`" in remedy
     assert not blocking
+    sql(penstock.source, "create table shop.bare (id int)")
+    (target,) = [json.loads(line) for line in penstock("plan", "--json").splitlines()]
+    actions = {table["table"]: table["action"] for table in target["tables"]}
+    assert "it has no replica identity" in actions.pop("shop.bare")
+    assert actions == {
+        "shop.newer": "is new, and taken over as soon as the pipeline runs",
+        "shop.orders": "goes on: it is loaded, or being loaded",
+    }
 
 
 def test_check_looks_at_the_tables_of_a_running_pipeline_too(penstock: Penstock) -> None:
