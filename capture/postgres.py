@@ -27,7 +27,7 @@ from engines.postgres import definitions, replication
 from engines.postgres.catalogue import largest
 from engines.postgres.connect import connect
 from engines.postgres.connect import replication as connect_for_replication
-from engines.postgres.errors import is_row_too_large, translate, translated
+from engines.postgres.errors import is_row_too_large, translate, translated, with_column_name
 from engines.postgres.problems import SHOWN, some
 from engines.postgres.retention import slot_lost
 from schemas.errors import (
@@ -119,10 +119,11 @@ class PostgresSource:
         self._stream: pq.abc.PGconn | None = None
         self._control: psycopg.Connection | None = None
         self._caretaker: Caretaker | None = None
-        self._arrival = select.poll()
 
         self._open = False  # inside a transaction
         self._commits = 0  # since the last step
+        self._spilled = False  # the last step ended in the midst of a transaction
+        self._singly = 0  # so many transactions are to be a step each
         self._end_at_start = 0
         self._passed = 0  # what keepalives outside a transaction have told
         self._position = 0  # of the last step
@@ -176,11 +177,13 @@ class PostgresSource:
             )
             self._patiently(lambda: self._stream_after(stream, after))
         self._decoder = ChangeDecoder(epoch, reference)
+        self._epoch, self._last = epoch, last
         self._partitions: list[Partition] = []
         self._bound: dict[int, tuple[TableId, Relation]] = {}
         self._left_out = {table.id for table in self._relations.left_out()}
         self._carry_at = 0.0  # when it is looked again whether one of these is to be carried
         stream.nonblocking = 1
+        self._arrival = select.poll()
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()
         heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
@@ -238,6 +241,22 @@ class PostgresSource:
 
     def poll(self, timeout: float) -> Step | None:
         """See `Source.poll`."""
+        try:
+            return self._poll(timeout)
+        except SchemaUnsupported:
+            # It will be raised again when the transactions that are complete have been handed over.
+            if not self._commits or self._spilled:
+                raise
+            self._begin_again_singly()
+            return None
+
+    def _begin_again_singly(self) -> None:
+        """Stream once more what came behind the last step, with a step for each transaction that is complete."""
+        self.close()
+        self._singly, self._commits, self._gathered, self._open = self._commits, 0, 0, False
+        self.start(self._position, self._epoch, self._last)
+
+    def _poll(self, timeout: float) -> Step | None:
         clock = self._clock
         now = clock()
         deadline = now + timeout
@@ -328,6 +347,8 @@ class PostgresSource:
 
     def _full(self) -> bool:
         """Whether the step should be closed at the next commit."""
+        if self._singly or self._spilled:
+            return True
         if self._gathered == 0:
             return False
         return self._decoder.pending_bytes >= STEP_BYTES or self._clock() - self._step_began >= self._gather
@@ -356,10 +377,12 @@ class PostgresSource:
         self._handed = True
         self._step_given = self._step_began = now
         transactions, last = 0, NO_COMMIT
+        self._spilled = position is None
         if position is not None:
             transactions, self._commits, self._position = self._commits, 0, position
+            self._singly = max(0, self._singly - transactions)
         if transactions:
-            last = Commit(self._decoder.commit_lsn, self._decoder.commit_time)
+            last = self._last = Commit(self._decoder.commit_lsn, self._decoder.commit_time)
         return Step(blocks, schemas, position, commit_time, self._decoder.max_xid, transactions, self._end(), last)
 
     def _end(self) -> int:
@@ -495,12 +518,9 @@ class PostgresSource:
     def _leave_out_row(self, error: ValueUnsupported, change: bytes) -> None:
         """Leave the table of a row out that has no form in the log: without it the table would never be right."""
         id, relation = self._bound[int.from_bytes(change[1:], "big")]
-        text = str(error)
-        found = re.match(r"column (\d+): (.*)", text, re.DOTALL)
-        if found is not None and int(found[1]) < len(relation.columns):
-            text = f"{relation.columns[int(found[1])].name}: {found[2]}"
+        text = with_column_name(str(error), [column.name for column in relation.columns])
         cause = SchemaUnsupported(
-            f"{id}.{text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
+            f"{id}: {text} (in the transaction at {replication.lsn_text(self._decoder.commit_lsn)})",
             remedy="correct the value",
         )
         self._append(self._leave_out(id, cause))

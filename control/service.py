@@ -184,7 +184,7 @@ def serve(
             tell(EventKind.ERROR, str(error), error.remedy)
             raise
         except (IntegrityError, RowError) as error:
-            log.error("stopped", error=str(error), kind=type(error).__name__, exc_info=True)
+            log.error("stopped", error=str(error), remedy=error.remedy, kind=type(error).__name__, exc_info=True)
             return Exit.CRASHED
         except ReplicationError as error:
             log.error("stopped", error=str(error), kind=type(error).__name__, exc_info=True)

@@ -461,7 +461,7 @@ class SnapshotWorker:
 
     def _set_aside(self, table: TableId, error: ReplicationError) -> None:
         """Let the other tables go on, and try this one again later."""
-        _log.error("%s can't be read now: %s", table, error)
+        _log.error("%s can't be read now: %s → %s", table, error, error.remedy)
         if table not in self._bad:
             self._teller.tell(EventKind.ERROR, f"can't be read now: {error}", table=table, remedy=error.remedy)
         self._drop_engine()

@@ -22,7 +22,7 @@ from engines.postgres.companions import with_companions
 from engines.postgres.conditions import is_partitioned, rows_where
 from engines.postgres.connect import connect, is_sql_ascii
 from engines.postgres.definitions import make_trigger
-from engines.postgres.errors import translated
+from engines.postgres.errors import translated, with_column_name
 from engines.postgres.quoting import literal, quote
 from engines.postgres.replication import (
     BACKEND,
@@ -273,7 +273,16 @@ class PostgresReader:
                 if number := decoder.pending_rows:
                     yield Rows(decoder.take(), number)
         except ValueUnsupported as error:
-            raise ValueUnsupported(_named(version.table, str(error)), remedy=error.remedy) from error
+            table, text = version.table, str(error)
+            if not isinstance(error.__cause__, psycopg.Error):
+                text = (
+                    f"source: reading {table.id}: {with_column_name(text, [column.name for column in table.columns])}"
+                )
+            # What is read is as of a snapshot, in which the row stays as it was.
+            remedy = (
+                f"{error.remedy or 'correct the value'}; then load the table anew: `penstock reload FILE {table.id}`"
+            )
+            raise ValueUnsupported(text, remedy=remedy) from error
         finally:
             if not complete:
                 self.close()  # in the middle of a COPY nothing else can be asked
@@ -334,14 +343,6 @@ def _equals(column: Column, value: str) -> str:
 
 def _array(values: Sequence[str]) -> str:
     return "{" + ",".join('"' + re.sub(r'(["\\])', r"\\\1", value) + '"' for value in values) + "}"
-
-
-def _named(table: Table, message: str) -> str:
-    """Put the column's name where the transcoder, which knows none, has its number."""
-    found = re.match(r"column (\d+): ", message)
-    if found and int(found[1]) < len(table.columns):
-        message = f"column {table.columns[int(found[1])].name}: {message[found.end() :]}"
-    return f"source: reading {table.id}: {message}"
 
 
 def _check_shape(table: Table, description: pq.abc.PGresult) -> None:

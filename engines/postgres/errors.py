@@ -7,7 +7,7 @@ classes where it holds names, never the detail, the context or the statement.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -219,6 +219,12 @@ def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
         return Meaning(TransientError)
     # A state that no table knows is one for a person.
     return EXACT.get(state) or CLASSES.get(state[:2]) or Meaning(OperatorError, quotes_values=True)
+
+
+def with_column_name(message: str, names: Sequence[str]) -> str:
+    """Return what the transcoder has said of a value, with the column's name for its number: it knows no names."""
+    found = re.match(r"column (\d+): ", message)
+    return f"column {names[int(found[1])]}: {message[found.end() :]}" if found else message
 
 
 def is_row_too_large(exc: psycopg.Error) -> bool:

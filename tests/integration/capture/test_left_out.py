@@ -74,7 +74,7 @@ def test_a_value_without_a_form_in_the_log_stops_its_table_alone(ascii_world: Wo
     assert ops(world, "public.t") == ["INSERT", "DEFINE", "DEFINE"]
     left_out = world.versions("public.t")[-1].left_out
     assert left_out is not None
-    assert left_out.cause.startswith("public.t.said: text that is not UTF-8 (in the transaction at ")
+    assert left_out.cause.startswith("public.t: column said: text that is not UTF-8 (in the transaction at ")
     assert left_out.remedy.endswith("`penstock reload FILE public.t`")
     (event,) = [entry.event for entry in told(world.reader, world.topics, 0)]
     assert (event.kind, event.table, event.remedy) == (EventKind.ERROR, "public.t", left_out.remedy)

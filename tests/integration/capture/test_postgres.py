@@ -33,7 +33,7 @@ from schemas.errors import (
 from schemas.frontier import Frontier
 from schemas.record import Op, encode_control
 from schemas.table import Identity, TableId
-from tests.integration.capture.conftest import World, make_world, until
+from tests.integration.capture.conftest import SECONDS, World, make_world, until
 from transport.topics import Topics
 
 pytestmark = pytest.mark.versions
@@ -747,6 +747,42 @@ def test_a_row_that_the_server_can_not_send_is_looked_for_among_the_tables_of_la
     assert isinstance(ours, SchemaUnsupported)
     assert str(ours).endswith("it is in public.films, at 1/8CF21B28")
     assert LOAD_AGAIN in ours.remedy
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["small", "handed over in parts"])
+def test_a_row_that_the_server_can_not_send_stops_capture_behind_all_that_came_before(
+    world: World, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    """Of 140 MB, as every bit is a byte in the stream."""
+    if large:
+        monkeypatch.setattr(postgres, "SPILL_BYTES", 1)
+        monkeypatch.setattr(postgres, "SLICE_BYTES", 1)
+    world.run("create table public.t (id int primary key, v varbit)", "create table public.other (id int primary key)")
+    setup = world.prepare()
+    begin = PostgresSource._stream_after
+
+    def begin_and_be_slow(*arguments: Any) -> None:
+        """Read nothing before the server has said all, and is gone."""
+        begin(*arguments)
+        deadline = time.monotonic() + SECONDS
+        while (state := replication.slot_state(world.db, setup.slot)) is None or state.active_pid:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    monkeypatch.setattr(PostgresSource, "_stream_after", begin_and_be_slow)
+    world.run("insert into public.other values (1)", "insert into public.other values (2)")
+    bits = " || ".join(["v"] * 14)
+    with world.db.transaction():
+        world.run("insert into public.other values (3)", "insert into public.t values (1)")
+        world.run(f"insert into public.t select 2, {bits} from (select b'1'::bit(83886080)::varbit) n (v)")
+    world.run("insert into public.other values (4)")
+    capture = world.capture()
+    with pytest.raises(
+        SchemaUnsupported, match=r"more than the 1 GB .*; it is in .*public\.t.*, at [0-9A-F]+/"
+    ) as caught:
+        world.catch_up(capture)
+    assert "penstock drop" in caught.value.remedy
+    assert [item.after for item in world.captured()] == [{"id": "1"}, {"id": "2"}]
 
 
 def test_topics_stay_where_the_first_version_put_them(world: World) -> None:
