@@ -41,6 +41,8 @@ def obeyed(issued: Issued, before: TableProgress, place: Progress) -> TableProgr
             return replace(after, state=TableState.SKIPPED, stopped_in=before.state.value, progress=place)
         case CommandKind.RESUME if before.state in {TableState.FAILED, TableState.PAUSED}:
             return replace(after, state=resumed(before), error="", remedy="", stopped_in="")
+        case CommandKind.RESUME if before.state is TableState.LIVE and before.error:
+            return replace(after, tied=False, error="", remedy="")  # what could not be made beside its rows
         case CommandKind.RELOAD if issued.is_partial:
             return _renewed(issued, after)
         case CommandKind.RELOAD:

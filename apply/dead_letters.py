@@ -26,6 +26,7 @@ from codec.layout import Layout
 from codec.net import Net, keyed
 from codec.rows import Head, decode_batch, decode_key, encode, head
 from schemas.errors import GapDetected, OperatorError, RowError
+from schemas.frontier import lsn_text
 from schemas.record import key_schema_id, schema_id_of
 from schemas.table import Table, TableId
 
@@ -40,6 +41,8 @@ MOST_LETTERS = 10_000
 PARTS = 16
 """Into so many parts is divided what was refused: few, and much is written again; many, and each is a round trip."""
 
+MEND = "mend or drop what refuses it on the target"
+SET_ASIDE = "on-row-error: set-aside"
 REPLAY = "mend the cause, then `penstock dead-letters replay`"
 
 
@@ -273,24 +276,27 @@ class Tray:
         for bundle, error in sift(bundles(changes), attempt, refused_together=refused_together):
             where = self._place(layout, bundle)
             if not self.keeps:
-                raise TableRefused(self.table, type(error)(f"{error}; {where}", remedy=error.remedy)) from error
+                remedy = (
+                    f"{error.remedy or MEND}; then `penstock resume` the table, or have such rows wait: {SET_ASIDE}"
+                )
+                raise TableRefused(self.table, type(error)(f"{error}; {where}", remedy=remedy)) from error
             if len(self.refused) == MOST_REFUSED:
                 raise TableRefused(
                     self.table,
                     type(error)(
                         f"more than {MOST_REFUSED} rows of one batch were refused; one of them: {error}; {where}",
-                        remedy=error.remedy,
+                        remedy=f"{error.remedy or MEND}; then `penstock resume` the table",
                     ),
                 ) from error
             self.refused.append(Refused(where, str(error), head(bundle[-1][2]).position))
             for change in bundle:
-                self._put(Letter(self.table, *change, str(error), error.remedy))
+                self._put(Letter(self.table, *change, str(error), error.remedy or MEND))
 
     def _place(self, layout: Layout, bundle: Bundle) -> str:
         """Say which row it is, without more of its values than its key."""
         key, _, change = bundle[-1]
         found = head(change)
-        where = self._where or f"position {found.position}, transaction {found.xid}"
+        where = self._where or f"position {lsn_text(found.position)}, transaction {found.xid}"
         return f"the row with key {key_text(layout, key)}, {where}" if layout.key else f"a row, {where}"
 
     def take(self) -> tuple[bool, list[Letter]]:

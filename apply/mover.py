@@ -338,7 +338,8 @@ class Mover:
                 return False
         except TableRefused as refused:
             # The rows are what the source's are: a key that does not hold is told, but stops nothing.
-            error, remedy = f"{type(refused.cause).__name__}: {refused.cause}", refused.cause.remedy
+            error = f"{type(refused.cause).__name__}: {refused.cause}"
+            remedy = f"{refused.cause.remedy or 'mend the cause'}; then `penstock resume` the table"
             self._states.tell(EventKind.ERROR, progress.table, error, remedy)
             return self._standing.table_move(progress.table, tied=True, error=error, remedy=remedy)
         return self._standing.table_move(progress.table, tied=True)

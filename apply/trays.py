@@ -73,7 +73,7 @@ class Trays:
     def forget(self, table: TableId, why: str) -> None:
         """Tell that the letters of a table are gone with its rows."""
         if (waiting := self._waiting.pop(table, None)) is not None:
-            text = f"{waiting.letters} dead letters are gone: the table {why}"
+            text = f"{_gone(waiting.letters)}: the table {why}"
             self._teller.tell(EventKind.NOTICE, text, table=table, target=self._name)
 
     def tell(self, tray: Tray) -> None:
@@ -85,4 +85,8 @@ class Trays:
         if len(tray.refused) > _TOLD:
             tell(EventKind.ERROR, f"{len(tray.refused) - _TOLD} more rows were set aside", remedy=REPLAY)
         if tray.cleared:
-            tell(EventKind.NOTICE, f"{tray.cleared} dead letters are gone: what they were about {tray.why_cleared}")
+            tell(EventKind.NOTICE, f"{_gone(tray.cleared)}: what they were about {tray.why_cleared}")
+
+
+def _gone(letters: int) -> str:
+    return "1 dead letter is gone" if letters == 1 else f"{letters:,} dead letters are gone"

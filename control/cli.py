@@ -285,7 +285,10 @@ def status(
 def events(
     file: File,
     table: Annotated[
-        str | None, typer.Argument(help="Only of this table, or of tables that fit `schema.*`.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="TABLE", help="Only of this table, or of tables that fit `schema.*`.", show_default=False
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more, until Ctrl-C.")] = False,
     since: Annotated[
@@ -317,11 +320,14 @@ def events(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--since") from None
     with opened_log(pipeline, patience=A_LOOK) as opened:
+        line = None
         for line in events_of(opened, pipeline.pipeline, table, earliest, limit, follow=follow):
             print(json.dumps(line.fields) if as_json else line.text, flush=follow)
+    if line is None and not as_json:
+        print("there are no such events")
 
 
-Tables = Annotated[list[str], typer.Argument(metavar="TABLE…", help="schema.table, with * and ? as wildcards.")]
+Tables = Annotated[list[str], typer.Argument(metavar="TABLE", help="schema.table, with * and ? as wildcards.")]
 OnTarget = Annotated[str, typer.Option("--target", metavar="NAME", help="Only on this target.", show_default=False)]
 Where = Annotated[
     str | None,
@@ -398,7 +404,7 @@ def skip(file: File, tables: Tables, target: OnTarget = "", no_wait: NoWait = Fa
 def _command(
     kind: str, file: Path, tables: list[str], target: str, no_wait: bool, as_json: bool, where: str | None = None
 ) -> None:
-    from control.commanding import WAIT_SECONDS, command
+    from control.commanding import WAIT_SECONDS, command, remark
     from control.renewing import reload_where
     from control.wiring import A_LOOK, opened_log
     from schemas.frontier import CommandKind
@@ -415,7 +421,7 @@ def _command(
         return
     for answer in answers[:_ANSWERS_SHOWN]:
         done = f"is {answer.state}" if answer.carried_out else f"is asked for, and not carried out yet ({answer.state})"
-        print(f"{answer.table} on {answer.target}: {done}")
+        print(f"{answer.table} on {answer.target}: {done}{remark(CommandKind(kind), answer)}")
     if len(answers) > _ANSWERS_SHOWN:
         print(f"and {len(answers) - _ANSWERS_SHOWN:,} more")
 
@@ -503,9 +509,7 @@ dead_letters = typer.Typer(
 )
 app.add_typer(dead_letters)
 
-OfTables = Annotated[
-    list[str] | None, typer.Argument(metavar="TABLE…", help="schema.table, with * and ? as wildcards.")
-]
+OfTables = Annotated[list[str] | None, typer.Argument(metavar="TABLE", help="schema.table, with * and ? as wildcards.")]
 OfKey = Annotated[
     str | None,
     typer.Option("--key", help="Only of this key: its text, or a JSON array of several columns'.", show_default=False),

@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from apply.commands import is_due
 from apply.target import TableProgress
-from control.naming import fits
 from control.status import Collector
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, OperatorError
@@ -40,6 +39,18 @@ class Answer(NamedTuple):
     target: str
     state: TableState
     carried_out: bool
+
+
+def remark(kind: CommandKind, answer: Answer) -> str:
+    """Say why a command has left a table as it is; nothing if it has not, or if that is plain."""
+    if not answer.carried_out or kind is CommandKind.RELOAD:
+        return ""
+    match answer.state:
+        case TableState.SKIPPED if kind is not CommandKind.SKIP:
+            return ", and stays so: only `penstock reload` brings it back"
+        case TableState.DROPPED:
+            return ", and stays so: the source has no such table any more"
+    return ""
 
 
 class Standing(NamedTuple):
@@ -89,9 +100,7 @@ class Commander:
         names.refresh()
         found: dict[TableId, None] = {}
         for pattern in patterns:
-            # By what `status` lists it; only else by another name that the source has given it since.
-            fitting = [table for table in there if fits(str(table), pattern)]
-            fitting = fitting or [table for table in there if names.fit(str(table), [pattern])]
+            fitting = [table for table in there if names.fit(str(table), pattern)]
             if not fitting:
                 where = f" that target {self._target} has" if self._target else ""
                 raise ConfigInvalid(

@@ -52,7 +52,7 @@ def events_of(
 
         def is_asked_for(event: Event) -> bool:
             return event.at >= since * 1e6 and (
-                pattern is None or (bool(event.table) and names.fit(event.table, [pattern]))
+                pattern is None or (bool(event.table) and names.fit(event.table, pattern))
             )
 
         at = log.offsets(topics.events).start

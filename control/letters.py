@@ -16,11 +16,12 @@ from apply.dead_letters import Letter, key_text
 from apply.replay import replay
 from apply.target import Target, find_target
 from codec.rows import Change, decode, encode
-from control.logview import Line, lsn_text, time_text
+from control.logview import Line, time_text
 from control.naming import Names
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, DecodeError, ValueUnsupported
 from schemas.events import EventKind
+from schemas.frontier import lsn_text
 from schemas.pipeline import Pipeline
 from schemas.table import Table, TableId
 from transport.events import Teller
@@ -80,7 +81,7 @@ class Letters:
 
         def fits(letter: Letter) -> bool:
             return (
-                (not chosen.tables or self._names.fit(str(letter.table), chosen.tables))
+                (not chosen.tables or any(self._names.fit(str(letter.table), pattern) for pattern in chosen.tables))
                 and chosen.number in (None, letter.number)
                 and (chosen.key is None or self._has_key(letter, chosen.key))
             )

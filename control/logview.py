@@ -12,7 +12,7 @@ from codec.frames import unpack
 from codec.rows import Change, decode, decode_batch, decode_key
 from control.wiring import exists
 from schemas.errors import ConfigInvalid, DecodeError, LogRewound
-from schemas.frontier import FIRST_TABLE_SCHEMA, Setup, TableRegistered
+from schemas.frontier import FIRST_TABLE_SCHEMA, Setup, TableRegistered, lsn_text
 from schemas.record import decode_control, schema_id_of
 from schemas.table import Table
 from transport.log import Log, LogReader, Partition, Range
@@ -222,11 +222,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def lsn_text(position: int) -> str:
-    """Return a position as PostgreSQL writes it."""
-    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
 def time_text(micros: int) -> str:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from transport.views import Tables
-
-
-def fits(name: str, pattern: str) -> bool:
-    """Whether a table's name is a pattern to the letter, or fits it."""
-    return name == pattern or fnmatchcase(name, pattern)
 
 
 class Names:
@@ -29,6 +23,8 @@ class Names:
         """Return what a table is called that is listed by a name."""
         return self._now.get(listed, listed)
 
-    def fit(self, listed: str, patterns: Iterable[str]) -> bool:
-        """Whether either name of a table fits one of the patterns."""
-        return any(fits(name, pattern) for name in (listed, self.now(listed)) for pattern in patterns)
+    def fit(self, listed: str, pattern: str) -> bool:
+        """Whether a pattern means a table: what is listed so to the letter is meant alone, whatever else would fit."""
+        if pattern in self._now:
+            return listed == pattern
+        return any(name == pattern or fnmatchcase(name, pattern) for name in (listed, self.now(listed)))

@@ -29,7 +29,7 @@ _SHARE = 20
 _RAREST_LINES = 30.0
 _NEWS_SECONDS = 5.0
 _TABLES_SHOWN = 25
-_FAILURES_SHOWN = 5
+_TROUBLES_SHOWN = 5
 
 
 class Display(Protocol):
@@ -135,7 +135,7 @@ def _over(collector: Collector, goal: int | None, mode: Mode) -> bool:
 def _judge(status: PipelineStatus) -> None:
     failed = [(t.name, row) for t in status.targets for row in t.tables if row.state == TableState.FAILED]
     if failed:
-        lines = [f"{row.table} on {target}: {row.error}" for target, row in failed[:_FAILURES_SHOWN]]
+        lines = [f"{row.table} on {target}: {row.error}" for target, row in failed[:_TROUBLES_SHOWN]]
         lines += [f"and {len(failed) - len(lines)} more"] if len(failed) > len(lines) else []
         remedies = sorted({row.remedy for _, row in failed if row.remedy})
         raise OperatorError(
@@ -195,14 +195,16 @@ def line_of(target: TargetStatus, rate: float) -> str:
     return f"{target.name}: " + ", ".join(parts)
 
 
-def _failed(target: TargetStatus) -> list[TableStatus]:
-    """Return the first of the tables that have failed: `status` has counted them all."""
-    return [row for row in target.tables if row.state == TableState.FAILED][:_FAILURES_SHOWN]
+def _in_trouble(target: TargetStatus) -> list[TableStatus]:
+    """Return the first of the tables that have failed, or lack something though they go on: first those that have."""
+    found = [row for row in target.tables if row.error]
+    return sorted(found, key=lambda row: row.state != TableState.FAILED)[:_TROUBLES_SHOWN]
 
 
-def failure_text(row: TableStatus) -> str:
-    """Why a table has failed, and what to do, in a line each."""
-    return f"{row.table} has failed: {row.error}" + (f"\n  {row.remedy}" if row.remedy else "")
+def trouble_text(row: TableStatus) -> str:
+    """What is wrong with a table, and what to do, in a line each."""
+    how = "has failed:" if row.state == TableState.FAILED else f"is {row.state}, but"
+    return f"{row.table} {how} {row.error}" + (f"\n  {row.remedy}" if row.remedy else "")
 
 
 def lag_text(seconds: float, size: int, where: str) -> str:
@@ -242,8 +244,8 @@ class PlainDisplay:
         for target in status.targets:
             loaded = sum(row.rows_loaded for row in target.tables)
             self._print(target.name, line_of(target, self._rates.of(target.name, "", status.at, loaded)))
-            for row in _failed(target):
-                self._print(f"{target.name} {row.table}", f"{target.name}: {failure_text(row)}")
+            for row in _in_trouble(target):
+                self._print(f"{target.name} {row.table}", f"{target.name}: {trouble_text(row)}")
 
     def _print(self, of: str, line: str) -> None:
         if self._shown.get(of) != line:
@@ -332,7 +334,7 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
             rate = rates.of(target.name, row.table, status.at, row.rows_loaded + row.changes_applied)
             style = _STYLES.get(row.state, "yellow")
             grid.add_row(
-                f"{row.table} (now {row.renamed})" if row.renamed else row.table,
+                Text(f"{row.table} (now {row.renamed})" if row.renamed else row.table),  # its brackets are no markup
                 Text(row.state, style=style),
                 f"{row.rows_loaded:,}",
                 f"{row.rows_estimated:,}",
@@ -341,11 +343,12 @@ def render(status: PipelineStatus, rates: _Rates | None = None) -> RenderableTyp
                 lag_text(row.lag.seconds, row.lag.bytes, row.lag.where) if row.state not in STOPPED else "",
             )
             if row.dead_letters:
-                grid.add_row(Text(f"  {row.dead_letters:,} dead letters: `penstock dead-letters list`", style="yellow"))
+                letters = f"{row.dead_letters:,} dead letter{'s' * (row.dead_letters != 1)}"
+                grid.add_row(Text(f"  {letters}: `penstock dead-letters list`", style="yellow"))
         if len(ordered) > _TABLES_SHOWN:
             grid.add_row(f"… and {len(ordered) - _TABLES_SHOWN} more")
         parts.append(grid)
-        parts += [Text(failure_text(row), style="red") for row in _failed(target)]
+        parts += [Text(trouble_text(row), style="red") for row in _in_trouble(target)]
     source = status.source
     if source.error:
         parts.append(Text(source.error, style="red"))

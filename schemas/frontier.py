@@ -15,6 +15,11 @@ FIRST_TABLE_SCHEMA = 64
 """Ids of row schemas begin here; those below are the control records'."""
 
 
+def lsn_text(position: int) -> str:
+    """Return a position as PostgreSQL writes it."""
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
 class Visibility(NamedTuple):
     """What a snapshot sees: every committed transaction below `xmax` that is not in `xip`.
 

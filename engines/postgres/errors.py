@@ -68,7 +68,7 @@ EXACT: dict[str, Meaning] = {
     "42601": Meaning(OperatorError, quotes_values=True),
     "42P01": Meaning(SchemaUnsupported, TABLE_REMEDY),
     "42703": Meaning(SchemaUnsupported, TABLE_REMEDY),
-    "42704": Meaning(SchemaUnsupported, "create the type, extension or other object that the message names"),
+    "42704": Meaning(SchemaUnsupported, "create the role, type, extension or other object that the message names"),
     "42804": Meaning(SchemaUnsupported, TABLE_REMEDY),
     "42846": Meaning(SchemaUnsupported, TABLE_REMEDY),
     "428C9": Meaning(SchemaUnsupported, TABLE_REMEDY),
@@ -134,7 +134,11 @@ CLASSES: dict[str, Meaning] = {
     "72": Meaning(SnapshotLost),
     "F0": Meaning(OperatorError),
     "HV": Meaning(OperatorError, quotes_values=True),
-    "P0": Meaning(ConstraintViolated, "a trigger or a function of the target's table refused the row", True),
+    "P0": Meaning(
+        ConstraintViolated,
+        "mend or disable the trigger, or what it calls, that refuses the row: the server's log has its words",
+        True,
+    ),
     "XX": Meaning(OperatorError, "the server reports an internal error or damaged data: read its log"),
 }
 

@@ -26,7 +26,7 @@ from engines.postgres.publications import (
 )
 from engines.postgres.quoting import literal, quote
 from schemas.errors import TransientError
-from schemas.frontier import Visibility
+from schemas.frontier import Visibility, lsn_text
 
 __all__ = [
     "SlotCreated",
@@ -144,11 +144,6 @@ def lsn(text: str) -> int:
     """Return `16/B374D848` as a number."""
     high, _, low = text.partition("/")
     return int(high, 16) << 32 | int(low, 16)
-
-
-def lsn_text(position: int) -> str:
-    """Return a position as PostgreSQL writes it."""
-    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
 
 
 def system_identity(connection: psycopg.Connection | PGconn) -> str:

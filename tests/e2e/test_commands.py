@@ -62,6 +62,7 @@ def test_a_table_is_paused_resumed_and_skipped_while_the_others_go_on(running: P
     insert(running, 2)
     wait_for(running, "other", 2)
     assert one(running.target, "select count(*) from shop.notes") == 1
+    assert "is skipped, and stays so: only `penstock reload`" in running.succeed("resume", file, "shop.notes")
     assert "no table of the pipeline fits 'shop.nothing'" in running.run("pause", file, "shop.nothing").stdout
 
     told = [json.loads(line) for line in running.succeed("events", file, "shop.notes", "--json").splitlines()]
@@ -72,8 +73,9 @@ def test_a_table_is_paused_resumed_and_skipped_while_the_others_go_on(running: P
         "skipped",
     ]
     commands = [event["text"].split()[0] for event in told if event["kind"] == "command"]
-    assert commands == ["pause", "resume", "skip"]
-    assert running.succeed("events", file, "shop.notes", "--limit", "1").endswith("is skipped\n")
+    assert commands == ["pause", "resume", "skip", "resume"]
+    assert running.succeed("events", file, "shop.nothing") == "there are no such events\n"
+    assert "is skipped\n" in running.succeed("events", file, "shop.notes", "--limit", "2")
 
 
 def test_a_table_is_loaded_anew_long_after_the_load_while_the_others_go_on(running: Project) -> None:

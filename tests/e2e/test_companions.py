@@ -116,6 +116,27 @@ def test_a_grant_that_collides_with_somebody_elses_is_given_again(simple: Projec
                 connection.execute(f"drop owned by {simple.name}_reader; drop role {simple.name}_reader".encode())
 
 
+def test_what_could_not_be_given_is_told_and_given_when_the_table_is_resumed(simple: Project) -> None:
+    with psycopg.connect(simple.source, autocommit=True) as connection:
+        connection.execute(COLLIDING.replace("{name}", simple.name).encode())
+    try:
+        simple.write()
+        file = str(simple.file)
+        simple.file.write_text(simple.file.read_text() + "    grants: true\n")
+        said = simple.succeed("run", file, "--until-caught-up")
+        assert "shop.one is live, but" in said and "create the role" in said, said
+        with psycopg.connect(simple.target, autocommit=True) as connection:
+            connection.execute(f"create role {simple.name}_reader".encode())
+        simple.succeed("resume", file, "shop.one", "--no-wait")
+        assert "is live, but" not in simple.succeed("run", file, "--until-caught-up")
+        may = f"has_table_privilege('{simple.name}_reader', 'shop.one', 'select')"
+        assert one(simple.target, f"select {may}::int") == 1
+    finally:
+        for url in (simple.source, simple.target):
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(f"drop owned by {simple.name}_reader; drop role {simple.name}_reader".encode())
+
+
 def _rows(url: str, query: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True, options="-c search_path=pg_catalog") as connection:
         return connection.execute(query.encode()).fetchall()

@@ -83,5 +83,5 @@ def test_refused_rows_are_seen_replayed_edited_and_discarded(simple: Project) ->
     sql(project.source, "drop table shop.sales")
     project.wait_until("no letter", lambda: one(project.target, LETTERS) == 0, run)
     assert one(project.target, TABLE) == 0
-    dropped = "1 dead letters are gone: the table was dropped at the source"
+    dropped = "1 dead letter is gone: the table was dropped at the source"
     project.wait_until("that it is told", lambda: dropped in project.succeed("events", file, "shop.orders"), run)

@@ -19,6 +19,7 @@ from apply.postgres import PostgresTarget
 from apply.replay import changes_of, replay
 from apply.target import Change, Redefinition
 from codec.rows import decode
+from schemas.frontier import lsn_text
 from schemas.pipeline import Mode, OnRowError, TablePolicy
 from schemas.record import Op
 from schemas.states import TableState
@@ -182,8 +183,8 @@ def test_a_table_that_is_to_stop_names_the_row(applied: Applied, source: Source,
     applied.catch_up(source, worker)
     state = applied.state("t")
     assert state.state is TableState.FAILED
-    assert '["7"]' in state.error and str(position) in state.error and "secret" not in state.error
-    assert "P0001" in state.error and "trigger" in state.remedy
+    assert '["7"]' in state.error and lsn_text(position) in state.error and "secret" not in state.error
+    assert "P0001" in state.error and "trigger" in state.remedy and "penstock resume" in state.remedy
     assert letters(applied) == []
 
 

@@ -46,6 +46,11 @@ def test_a_failed_table_can_be_paused_with_its_error_and_resumed_without_it() ->
         assert (goes_on.state, goes_on.error, goes_on.remedy, goes_on.stopped_in) == ("catching-up", "", "", "")
 
 
+def test_what_a_live_table_lacks_is_tried_again_when_it_is_resumed() -> None:
+    lacking = replace(LIVE, tied=True, error="no such role", remedy="create it")
+    assert obeyed(issued(CommandKind.RESUME), lacking, PLACE) == replace(LIVE, tied=False, command=9)
+
+
 def test_what_has_nothing_to_do_is_carried_out_all_the_same() -> None:
     assert obeyed(issued(CommandKind.RESUME), LIVE, PLACE) == replace(LIVE, command=9)
     skipped = obeyed(issued(CommandKind.SKIP), FAILED, PLACE)

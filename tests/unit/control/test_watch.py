@@ -57,6 +57,24 @@ def test_a_failed_table_is_told_below_with_its_remedy() -> None:
     assert shown[3:5] == ["shop.visits has failed: no such column", "  alter the table"]
 
 
+def test_what_a_live_table_lacks_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    untied = replace(LIVE, error="no such role", remedy="create it")
+    assert drawn(status(untied, FAILED))[3:7] == [
+        "shop.visits has failed: no such column",
+        "  alter the table",
+        "shop.stock is live, but no such role",
+        "  create it",
+    ]
+    PlainDisplay(30.0).show(status(untied))
+    assert "copy: shop.stock is live, but no such role\n  create it" in capsys.readouterr().out
+
+
+def test_names_are_shown_with_all_their_signs() -> None:
+    shown = drawn(status(replace(LIVE, table="shop.[bold]x", renamed="shop.[/]", dead_letters=1)))
+    assert shown[1].startswith("shop.[bold]x (now shop.[/])")
+    assert shown[2].strip() == "1 dead letter: `penstock dead-letters list`"
+
+
 def test_of_thousands_of_tables_those_that_need_a_look_are_shown() -> None:
     tables = [replace(LIVE, table=f"shop.t{n:04}") for n in range(2_000)]
     shown = drawn(status(*tables, LOADING))
