@@ -111,17 +111,14 @@ class PostgresTarget:
         self._tables = {table.id: table for table in definitions}
         self._objects = objects
         connection = self._session.connection
-        with translated("target", "noting the tables"):
+        makes = bool(tables) and self._settings.prepare is not Prepare.KEEP
+        with translated("target", "noting the tables"), connection.transaction():
+            if makes:
+                with translated("target", "making schemas, types and sequences"):
+                    connection.execute("select pg_advisory_xact_lock(%s)", [state.LOCK])
+                    for statement in objects_statements(objects, definitions, version=self._session.major):
+                        connection.execute(statement)
             state.add(connection, self._pipeline, groups, tables)
-        if self._settings.prepare is Prepare.KEEP:
-            return
-        with translated("target", "making schemas, types and sequences"), connection.transaction():
-            connection.execute("select pg_advisory_xact_lock(%s)", [state.LOCK])
-            row = connection.execute(state.OBJECTS_MADE, [self._pipeline]).fetchone()
-            if row is not None and not row[0]:
-                for statement in objects_statements(objects, definitions, version=self._session.major):
-                    connection.execute(statement)
-                connection.execute(state.NOTE_OBJECTS, [self._pipeline])
 
     def groups(self) -> dict[int, Progress]:
         # Whoever asks begins anew: what tables are like may have changed while they were another's.

@@ -43,10 +43,6 @@ REWRITE = "update penstock.pipelines set log = log where pipeline = $1"
 
 LOG_OF = "select log from penstock.pipelines where pipeline = %s"
 
-OBJECTS_MADE = "select objects from penstock.pipelines where pipeline = %s"
-
-NOTE_OBJECTS = "update penstock.pipelines set objects = true where pipeline = %s"
-
 ADD_GROUP = """
 insert into penstock.progress (pipeline, grp, frontier, epoch, position, commit_time, captured_at, roster)
 values (%s, %s, %s, %s, %s, %s, %s, %s)

@@ -8,7 +8,7 @@ from apply.groups import assign, components
 from apply.target import Progress, TableProgress, Target
 from schemas.frontier import Chosen, Setup
 from schemas.pipeline import Ddl, OnRowError, TablePolicy, matches
-from schemas.table import Objects, TableId
+from schemas.table import SetupObjects, TableId
 from transport.log import LogReader
 from transport.topics import Topics
 from transport.views import Chunks, Registered, Tables, read_trimmed
@@ -72,8 +72,9 @@ class TargetTables:
         rows = [
             TableProgress(version.table.id, groups[version.table.id], schema_id=version.schema_id)
             for version in self._made_with.values()
+            if version.table.id not in known
         ]
-        objects = Objects.model_validate_json(self.setup.objects)
+        objects = SetupObjects.model_validate_json(self.setup.objects).of_choice(self._patterns)
         self._target.register(dict.fromkeys(groups.values(), beginning), rows, tables, objects)
 
     def tied_to(self, table: TableId) -> tuple[TableId, ...]:

@@ -203,8 +203,8 @@ class Target(Protocol):
         definitions: Sequence[Table],
         objects: Objects,
     ) -> None:
-        """Add the groups and tables that are not known yet, and make the objects that tables rest on, once. Those
-        that are known are left alone."""
+        """Add the groups and tables that are not known yet, and with the latter make `objects`, which all tables in
+        `definitions` rest on, as far as they are not there; all at once."""
 
     def groups(self) -> dict[int, Progress]:
         """Return where every group stands."""

@@ -27,7 +27,7 @@ from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
 from schemas.errors import SourceUnavailable
 from schemas.frontier import Setup
-from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, Objects, Since, Table, TableId
+from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, SetupObjects, Since, Table, TableId
 from schemas.types import Kind
 from transport.views import Registered
 
@@ -142,7 +142,7 @@ class Relations:
         self._tables, self._setup, self._passed = tables, setup, passed
         self._owners: dict[int, TableId] = {}  # by oid of a table, root or leaf
         self._read_until = 0  # so many versions
-        objects = Objects.model_validate_json(setup.objects)
+        objects = SetupObjects.model_validate_json(setup.objects)
         self._labels = dict(objects.labels)  # of enumerations, as the log tells them
         self._told: dict[int, tuple[tuple[int, str, int, int, int], ...]] = {}  # columns, by the event trigger
         self._said: dict[TableId, Said] = {}

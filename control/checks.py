@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from control.wiring import A_LOOK, exists, opened_log
@@ -32,7 +32,7 @@ def check_all(pipeline: Pipeline) -> list[Finding]:
     """
     found = list(_source(pipeline))
     catalogue = _catalogue(pipeline) if not any(f.blocking for f in found) else None
-    found += _log(pipeline, catalogue[1] if catalogue else [])
+    found += _log(pipeline, catalogue.tables if catalogue else [])
     for target in pipeline.targets:
         found += _target(pipeline, target, catalogue)
     return found
@@ -46,8 +46,15 @@ def _source(pipeline: Pipeline) -> Iterator[Finding]:
         yield Finding("source", problem.what.removeprefix("source: "), problem.remedy, problem.severity == "error")
 
 
-def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
-    """Return the source's chosen tables; None if it can't be asked, which has been told already."""
+class _Catalogue(NamedTuple):
+    """The source's chosen tables, and what those rest on that a target takes, by its choice."""
+
+    tables: list[Table]
+    objects: dict[tuple[str, ...], Objects]
+
+
+def _catalogue(pipeline: Pipeline) -> _Catalogue | None:
+    """Return what the source has; None if it can't be asked, which has been told already."""
     from engines.postgres.catalogue import objects, tables
     from engines.postgres.companions import with_companions
     from engines.postgres.connect import connect
@@ -63,11 +70,20 @@ def _catalogue(pipeline: Pipeline) -> tuple[Objects, list[Table]] | None:
             every = tables(connection, lambda _: True)
             pipeline.require_matches(table.id for table in every)
             chosen = [table for table in every if pipeline.chooses(table.id)]
-            return with_companions(connection, objects(connection, chosen), chosen, pipeline.chooses), chosen
+            rests_on: dict[tuple[str, ...], Objects] = {}
+            for choice in {target.tables for target in pipeline.targets}:
+                taken = [table for table in chosen if matches(table.id, choice)]
+                made = objects(connection, taken)
+                rests_on[choice] = with_companions(connection, made, taken, _both(pipeline, choice))
+            return _Catalogue(chosen, rests_on)
     except ConfigInvalid:
         raise
     except ReplicationError:
         return None
+
+
+def _both(pipeline: Pipeline, choice: tuple[str, ...]) -> Callable[[TableId], bool]:
+    return lambda id: pipeline.chooses(id) and matches(id, choice)
 
 
 def _log(pipeline: Pipeline, chosen: list[Table]) -> Iterator[Finding]:
@@ -103,16 +119,14 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
             yield Finding("source", problem, remedy, False)
 
 
-def _target(
-    pipeline: Pipeline, settings: TargetSettings, catalogue: tuple[Objects, list[Table]] | None
-) -> Iterator[Finding]:
+def _target(pipeline: Pipeline, settings: TargetSettings, catalogue: _Catalogue | None) -> Iterator[Finding]:
     from apply.postgres_control import prepared_tables
     from engines.postgres.prerequisites import target_problems
 
     where = f"target {settings.name}"
-    tables = [table for table in catalogue[1] if matches(table.id, settings.tables)] if catalogue else []
+    tables = [table for table in catalogue.tables if matches(table.id, settings.tables)] if catalogue else []
     makes = settings.prepare in {Prepare.CREATE, Prepare.DROP_AND_CREATE}
-    needed = catalogue[0] if catalogue and makes else None
+    needed = catalogue.objects[settings.tables] if catalogue and makes else None
     prepared: set[TableId] = set()
     with contextlib.suppress(ReplicationError):  # told by what is asked next
         prepared = prepared_tables(settings, pipeline.pipeline)
@@ -120,14 +134,14 @@ def _target(
     url = settings.url.get_secret_value()
     for problem in target_problems(url, tables, settings.prepare, needed, prepared, roles):
         yield Finding(where, problem.what.removeprefix("target: "), problem.remedy, problem.severity == "error")
-    if catalogue is None or not makes:
+    if needed is None:
         return
     version = _version(settings)
     if version is None:
         return
     from conversion.loss import losses, objects_losses
 
-    lost = objects_losses(catalogue[0], version)
+    lost = objects_losses(needed, version)
     for table in tables:
         if table.id not in prepared:
             lost += losses(table, version)

@@ -97,11 +97,16 @@ def plan_all(pipeline: Pipeline) -> list[TargetPlan]:
         every = tables_of(connection, lambda _: True)
         pipeline.require_matches(table.id for table in every)
         chosen = [table for table in every if pipeline.chooses(table.id)]
-        objects = objects_of(connection, chosen)
+        rests_on = {
+            choice: objects_of(connection, [table for table in chosen if matches(table.id, choice)])
+            for choice in {settings.tables for settings in pipeline.targets}
+        }
         oids = [leaf.oid for table in chosen for leaf in table.leaves]
         sizes: dict[int, int] = dict(connection.execute(SIZES, [oids]).fetchall())
     fates = _fates(pipeline, chosen)
-    return [_target(pipeline, settings, chosen, objects, sizes, fates) for settings in pipeline.targets]
+    return [
+        _target(pipeline, settings, chosen, rests_on[settings.tables], sizes, fates) for settings in pipeline.targets
+    ]
 
 
 def _fates(pipeline: Pipeline, chosen: Sequence[Table]) -> dict[TableId, str]:

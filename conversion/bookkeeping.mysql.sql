@@ -3,7 +3,6 @@ CREATE SCHEMA IF NOT EXISTS penstock;
 CREATE TABLE IF NOT EXISTS penstock.pipelines (
 	pipeline VARCHAR(64) COLLATE utf8mb4_bin NOT NULL, 
 	log TEXT NOT NULL, 
-	objects BOOL NOT NULL DEFAULT false, 
 	created_at TIMESTAMP(6) NOT NULL DEFAULT CURRENT_TIMESTAMP(6), 
 	PRIMARY KEY (pipeline)
 );

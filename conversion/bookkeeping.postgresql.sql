@@ -3,7 +3,6 @@ CREATE SCHEMA IF NOT EXISTS penstock;
 CREATE TABLE IF NOT EXISTS penstock.pipelines (
 	pipeline TEXT NOT NULL, 
 	log TEXT NOT NULL, 
-	objects BOOLEAN DEFAULT false NOT NULL, 
 	created_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL, 
 	PRIMARY KEY (pipeline)
 );

@@ -20,7 +20,6 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    false,
     text,
 )
 from sqlalchemy.dialects import registry
@@ -75,7 +74,6 @@ Table(
     TABLES,
     _key("pipeline"),
     _value("log", Text),
-    _value("objects", Boolean, false()),
     _value("created_at", MOMENT, _clock()),
 )
 

@@ -225,5 +225,15 @@ class Objects(_Model):
     grants: tuple[Granted, ...] = ()
 
 
+class SetupObjects(Objects):
+    """What all tables of a pipeline rest on as it begins."""
+
+    of_choices: tuple[tuple[tuple[str, ...], Objects], ...] = ()  # what those rest on that some target takes
+
+    def of_choice(self, patterns: tuple[str, ...]) -> Objects:
+        """Return what the tables rest on that a target takes; all, for a choice that there was not at the beginning."""
+        return next((objects for choice, objects in self.of_choices if choice == patterns), self)
+
+
 Definition.model_rebuild()
 Table.model_rebuild()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import psycopg
 
+from control import checks
+from schemas.pipeline import load_pipeline
 from tests.e2e.conftest import SECONDS, Project, one
 
 TABLES = """
@@ -140,3 +142,36 @@ def test_what_could_not_be_given_is_told_and_given_when_the_table_is_resumed(sim
 def _rows(url: str, query: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True, options="-c search_path=pg_catalog") as connection:
         return connection.execute(query.encode()).fetchall()
+
+
+OF_TWO = """
+create schema shop;
+create schema hall;
+create type hall.mood as enum ('happy', 'sad');
+create type shop.size as enum ('small', 'large');
+create table shop.parts (id int primary key, size shop.size);
+create table shop.guests (id int primary key, mood hall.mood);
+insert into shop.parts values (1, 'small');
+insert into shop.guests values (1, 'sad')
+"""
+
+
+def test_a_target_gets_only_what_its_own_tables_rest_on(simple: Project) -> None:
+    with psycopg.connect(simple.source, autocommit=True) as connection:
+        connection.execute(OF_TWO.encode())
+    simple.write(mode="load", more_targets="    tables: [shop.parts]\n")
+    assert "hall" not in simple.succeed("plan", str(simple.file))
+    simple.succeed("run", str(simple.file))
+    assert one(simple.target, "select count(*) from shop.parts where size = 'small'") == 1
+    assert one(simple.target, "select count(*) from pg_namespace where nspname = 'hall'") == 0
+
+
+def test_a_target_is_asked_for_the_extensions_of_its_own_tables_alone(simple: Project) -> None:
+    with psycopg.connect(simple.source, autocommit=True) as connection:
+        connection.execute(OF_TWO.encode())
+    simple.write(more_targets="    tables: [shop.parts]\n  - name: whole\n    url: " + simple.target + "\n")
+    catalogue = checks._catalogue(load_pipeline(simple.file))
+    assert catalogue is not None
+    of_parts, of_all = catalogue.objects["shop.parts",], catalogue.objects[()]
+    assert [str(id) for id, _ in of_parts.types] == ["shop.size"] and of_parts.schemas == ("shop",)
+    assert {str(id) for id, _ in of_all.types} == {"hall.mood", "shop.size"}

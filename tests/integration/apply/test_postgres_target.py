@@ -25,7 +25,7 @@ from schemas.frontier import Admitted, Trimmed
 from schemas.pipeline import Mode, OnRowError, Prepare, TablePolicy, TargetSettings
 from schemas.record import encode_control
 from schemas.states import TableState
-from schemas.table import ColumnDetails, Constraint, Definition, Objects, Table, TableId
+from schemas.table import ColumnDetails, Constraint, Definition, Objects, SetupObjects, Table, TableId
 from schemas.table import Sequence as SequenceObject
 from tests.integration.apply.conftest import Applied
 from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
@@ -234,6 +234,22 @@ def test_sequences_go_on_behind_what_was_loaded(applied: Applied) -> None:
     source.load("t", rows(1, 50))
     applied.catch_up(source, applied.worker(source, Prepare.CREATE))
     assert applied.sql("insert into public.t (body) values ('next') returning id") == [(50,)]
+
+
+def test_a_target_gets_what_its_own_tables_rest_on_and_more_when_it_takes_more(applied: Applied) -> None:
+    def schemas() -> list[tuple[object, ...]]:
+        return applied.sql("select nspname from pg_namespace where nspname in ('of t', 'of u') order by 1")
+
+    source = Source(make_table("t"), make_table("u"), set_up=False)
+    of_choices = ((("public.t",), Objects(schemas=("of t",))),)
+    source.set_up(SetupObjects(schemas=("of t", "of u"), of_choices=of_choices))
+    worker = applied.worker(source, Prepare.CREATE, tables=("public.t",))
+    applied.catch_up(source, worker)
+    assert schemas() == [("of t",)]
+    worker.close()
+    applied.catch_up(source, applied.worker(source, Prepare.CREATE, tables=("public.t", "public.u")))
+    assert schemas() == [("of t",), ("of u",)]
+    assert applied.state("u").state is TableState.LIVE
 
 
 # ---------------------------------------------------------------------------------------------------------- load

@@ -8,9 +8,9 @@ import pytest
 
 from schemas.errors import ConfigInvalid, LogRewound, SchemaUnsupported, SourceUnavailable, TransientError
 from schemas.frontier import Manifest, SnapshotTaken, Visibility
-from schemas.pipeline import Mode
+from schemas.pipeline import Mode, TargetSettings
 from schemas.record import Op, encode_control, value_schema_id
-from schemas.table import Column, Objects
+from schemas.table import Column, SetupObjects
 from schemas.types import Kind
 from snapshot import holder as module
 from snapshot import loop
@@ -29,13 +29,16 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
+CHOICES = {"all": [], "one": ["s.b"], "another": ["s.a"], "the-same": ["s.a"]}
+
+
 def test_the_first_start_registers_tables_makes_topics_and_publishes_the_slots_snapshot(world: World) -> None:
     setup = world.start()
     assert setup == world.setup()
     assert setup.tables == (value_schema_id(0), value_schema_id(1))
     assert (setup.position, setup.slot, setup.mode) == (world.db.slot, "slot", "load")
     assert setup.visibility == Visibility(100, 100, ())
-    assert Objects.model_validate_json(setup.objects).schemas == ("s",)
+    assert SetupObjects.model_validate_json(setup.objects).schemas == ("s",)
     assert {t for t in world.log.topics("p.") if t.name[2:].startswith(("changes", "load"))} == {
         Topic("p.changes.s.a", 1),
         Topic("p.changes.s.b", 1),
@@ -47,6 +50,16 @@ def test_the_first_start_registers_tables_makes_topics_and_publishes_the_slots_s
     assert taken.visibility == setup.visibility
     assert taken.position == world.db.position > setup.position
     assert world.db.alive == {taken.name}
+
+
+def test_what_the_tables_of_a_target_rest_on_is_kept_by_its_choice(world: World) -> None:
+    targets = [{"name": name, "url": "postgresql://target/db", "tables": tables} for name, tables in CHOICES.items()]
+    made = [TargetSettings.model_validate(target) for target in targets]
+    world.pipeline = world.pipeline.model_copy(update={"targets": tuple(made)})
+    world.holder = world.new_holder()
+    objects = SetupObjects.model_validate_json(world.start().objects)
+    assert [choice for choice, _ in objects.of_choices] == [("s.a",), ("s.b",)]
+    assert objects.of_choice(("s.a",)).schemas == ("s",) and objects.of_choice(("x.*",)) is objects
 
 
 def test_a_snapshot_is_published_only_behind_its_message(world: World) -> None:
