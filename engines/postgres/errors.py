@@ -52,8 +52,7 @@ TABLE_REMEDY = "compare the table on both sides: it was altered or dropped after
 READ_ONLY_REMEDY = "name the primary in the URL: this one is a standby, or its default_transaction_read_only is on"
 CONSTRAINT_REMEDY = (
     "compare the table's constraints on both sides: drop or alter what only the target has, and look for rows that only"
-    " the target has and that are in the way; then `penstock resume` the table. With `on-row-error: set-aside` in the"
-    " file such rows wait in `penstock dead-letters`, and the table goes on"
+    " the target has and that are in the way (rows that were set aside are in `penstock dead-letters`)"
 )
 SLOTS_REMEDY = "raise max_replication_slots on the source (a restart), or drop a slot that nobody needs"
 

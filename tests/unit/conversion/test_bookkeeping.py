@@ -30,7 +30,7 @@ OF_SQL = {
         "false",
         "for",
     ),
-    *("from", "in", "insert", "into", "is", "not", "nothing", "null", "on", "or", "order", "penstock", "select", "set"),
+    *("from", "in", "insert", "into", "is", "not", "nothing", "null", "of", "on", "or", "order", "penstock", "select"),
     *(
         "share",
         "text",
@@ -45,9 +45,10 @@ OF_SQL = {
         "integer",
         "bigint",
     ),
+    *("set", "returning", "name"),
     *("join", "using", "bytea", "count", "group", "extract", "epoch", "boolean", "oid", "int8"),
     *("age", "xmin", "xid", "txid_current_snapshot", "txid_snapshot_xmin"),
-    *("c", "n", "p", "t"),  # what the statements name themselves
+    *("c", "n", "p", "t", "w"),  # what the statements name themselves
     *("old_frontier", "old_epoch", "old_roster", "old_generation", "old_state", "old_command"),
 }
 
