@@ -934,3 +934,38 @@ def test_a_table_goes_on_by_itself_when_the_source_has_let_go_of_what_refuses_it
     applied.until(lambda: worker.stats.failures > 1, worker)
     applied.catch_up(source, worker)
     assert worker.stats.failures == 2 and applied.state("t").state is TableState.FAILED
+
+
+def test_a_table_whose_name_another_one_has_got_is_altered_where_it_waits(applied: Applied) -> None:
+    def version(name: str, called: str, *columns: str) -> Table:
+        kept = [("id", "bigint"), *((column, "text") for column in columns)]
+        numbered = tuple(ColumnDetails(name=c, source_type=type, number=at) for at, (c, type) in enumerate(kept, 1))
+        renamed = TableId("public", called) if called != name else None
+        made = make_table(name, kept, definition=Definition(columns=numbered))
+        return made.model_copy(update={"renamed": renamed})
+
+    for name in ("a", "b"):
+        applied.sql(f"create table public.{name} (id bigint primary key, body text, check (id < 5))")
+    source = Source(version("a", "a", "body"), version("b", "b", "body"))
+    worker = applied.worker(source)
+    source.commit(insert("a", "9", "too large"))
+    applied.catch_up(source, worker)
+    assert applied.state("a").state is TableState.FAILED
+    source.register(version("b", "a", "body"))
+    source.commit(insert("b", "1", "b"))
+    applied.catch_up(source, worker)
+    assert applied.rows("a") == [(1, "b")]
+    source.register(version("a", "a", "body", "more"))
+    source.commit(insert("a", "1", "a", "more"))
+    source.register(version("a", "b", "body", "more"))
+    source.commit(insert("a", "2", "a", "more"))
+    (waits,) = applied.sql("select relname from pg_class where relname like 'penstock aside %' and relkind = 'r'")
+    applied.sql(f'alter table public."{waits[0]}" drop constraint a_id_check')
+    target = applied.target()
+    target.open(source.log.identity())
+    assert target.resume(TableId("public", "a"))
+    target.close()
+    applied.until(lambda: applied.state("a").state is TableState.LIVE, worker)
+    applied.catch_up(source, worker)
+    assert applied.rows("a") == [(1, "b")]
+    assert applied.rows("b") == [(1, "a", "more"), (2, "a", "more"), (9, "too large", None)]
