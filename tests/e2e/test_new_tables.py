@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 
 import psycopg
+import pytest
 
 from tests.e2e.conftest import Project, one
 
@@ -51,6 +52,7 @@ def restarted(project: Project, service: str, before: int) -> Callable[[], bool]
     return lambda: json.loads((project.state / "pids.json").read_text()).get(service, before) not in {0, before}
 
 
+@pytest.mark.timeout(300)
 def test_tables_that_are_made_come_over_by_themselves(project: Project) -> None:
     begin(project)
     run = project.running[0]

@@ -18,6 +18,8 @@ from engines.postgres.quoting import literal, quote
 SCHEMAS = ("app", "beside")
 """The first one's tables are chosen; some move to the other one later, and are followed there."""
 
+MOST_TABLES = 10
+
 NAMES = ("note", "Größe", "a b", 'say "x"', "select", "100%", "x.y", "amount", "Note")
 
 TYPES: dict[str, Callable[[random.Random], str]] = {
@@ -96,6 +98,9 @@ where i.inhparent = %s::int8::oid and pg_get_expr(c.relpartbound, c.oid) like '%
 """
 
 
+MADE_LATER = "select d.objoid::int8 from pg_description d where d.description = 'made later'"
+
+
 class Column(NamedTuple):
     name: str
     type: str
@@ -131,7 +136,8 @@ class Application:
         self.rng = random.Random(seed)
         self._connections = [psycopg.connect(url, autocommit=True, row_factory=tuple_row) for _ in range(2)]
         self._now = self._connections[0]  # whose turn it is
-        self._mine: set[int] = set()  # what is made at first, by oid: what else there is one day is not followed
+        self._mine: set[int] = set()  # what is made as a table, by oid: what was a partition once is not followed
+        self._first: set[int] = set()  # those of them that are made at first
         self._busy: dict[int, int] = {}  # steps that an open transaction still has, by connection
         self._numbered = 0
         self._key = 1000
@@ -167,10 +173,11 @@ class Application:
                 if table.name == name:
                     self._do(connection, self._insert(table, range(r.choice([0, 50, 400]))))
         self._mine = {table.oid for table in self._tables(connection)}
+        self._first = set(self._mine)
         connection.execute("create table beside.anchor (id integer primary key)")  # so that there always is one
 
     def tables(self) -> list[Table]:
-        """Return what there is of the tables that were made at first."""
+        """Return what there is of the tables that were made."""
         return self._tables(self._connections[0])
 
     def step(self) -> None:
@@ -234,11 +241,13 @@ class Application:
                 self._compute,
                 self._random_default,
                 self._drop_table,
+                self._create,
             ],
-            [8, 5, 5, 2, 4, 4, 2, 2, 3, 2, 2, 2, 3, 1, 1, 1, 0.3],
+            [8, 5, 5, 2, 4, 4, 2, 2, 3, 2, 2, 2, 3, 1, 1, 1, 0.3, 3],
         )[0]
         if self._do(connection, what(table)):
             self.altered += 1
+            self._mine.update(oid for (oid,) in connection.execute(MADE_LATER).fetchall())
 
     def _do(self, connection: psycopg.Connection, statements: list[str]) -> bool:
         """Run statements, all or none; return whether any was."""
@@ -391,8 +400,10 @@ class Application:
         return [f"alter table {table.quoted} rename to {quote(f'r{self._numbered}')}"]
 
     def _exchange(self, table: Table) -> list[str]:
-        others = [other for other in self._tables(self._now) if other.schema == table.schema and other.oid != table.oid]
-        if not others:
+        # A new table that gets the name of one that is copied is not taken over by itself.
+        first = [other for other in self._tables(self._now) if other.oid in self._first]
+        others = [other for other in first if other.schema == table.schema and other.oid != table.oid]
+        if not others or table not in first:
             return []
         other = self.rng.choice(others)
         between = quote(table.schema, "between")
@@ -444,3 +455,15 @@ class Application:
 
     def _drop_table(self, table: Table) -> list[str]:
         return [f"drop table {table.quoted}"]
+
+    def _create(self, table: Table) -> list[str]:
+        """Make one more table, out of another one's rows or with none; it comes over by itself."""
+        if len(self._mine) >= MOST_TABLES:
+            return []
+        self._numbered += 1
+        new = quote(table.schema, f"n{self._numbered}")
+        if self._has_id(table) and self.rng.random() < 0.5:
+            made = [f"create table {new} as select * from {table.quoted}", f"alter table {new} add primary key (id)"]
+        else:
+            made = [f"create table {new} (id integer primary key, large text, note text)"]
+        return [*made, f"comment on table {new} is 'made later'"]
