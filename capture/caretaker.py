@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
+from typing import NamedTuple
 
 import psycopg
 from psycopg.rows import tuple_row
@@ -31,12 +32,21 @@ _log = logging.getLogger(__name__)
 
 PRESENT = """
 select c.oid::int8, n.nspname, c.relname,
+       case when c.relispartition then pg_partition_root(c.oid)::oid else c.oid end::int8,
        array(select a.attname from pg_attribute a
               where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped)
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
  where c.oid = any (%(oids)s::int8[]::oid[])
 """
+
+
+class _Present(NamedTuple):
+    """What a relation is now: its name, what it is a part of, at last, or itself, and its columns."""
+
+    id: TableId
+    root: int
+    columns: set[str]
 
 
 def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Sequence[Table]) -> None:
@@ -48,7 +58,9 @@ def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Seque
     for _ in range(LOOKS):
         with connection.cursor(row_factory=tuple_row) as cursor:
             rows = cursor.execute(PRESENT, {"oids": [leaf.oid for table in tables for leaf in table.leaves]})
-            present = {oid: (TableId(schema, name), set(columns)) for oid, schema, name, columns in rows}
+            present = {
+                oid: _Present(TableId(schema, name), root, set(columns)) for oid, schema, name, root, columns in rows
+            }
         existing = [_as_it_is(table, present) for table in tables]
         problems = replication.publication_problems(connection, setup.publications[0], existing)
         if not problems:
@@ -60,10 +72,12 @@ def publications_fit(connection: psycopg.Connection, setup: Setup, tables: Seque
     )
 
 
-def _as_it_is(table: Table, present: Mapping[int, tuple[TableId, set[str]]]) -> Table:
+def _as_it_is(table: Table, present: Mapping[int, _Present]) -> Table:
     """Return a table with the leaves and columns that it still has: itself if that is all of them, as it mostly is."""
-    leaves = [(present[leaf.oid][0], leaf.oid) for leaf in table.leaves if leaf.oid in present]
-    kept: set[str] = set().union(*(present[oid][1] for _, oid in leaves))
+    there = [(leaf.oid, present[leaf.oid]) for leaf in table.leaves if leaf.oid in present]
+    # What was detached is a table of its own, and what was attached a part of another one; the log may not know yet.
+    leaves = [(found.id, oid) for oid, found in there if found.root == (table.oid or oid)]
+    kept: set[str] = set().union(*(present[oid].columns for _, oid in leaves))
     columns = tuple(column for column in table.columns if column.name in kept)
     if columns == table.columns and leaves == [(leaf.id, leaf.oid) for leaf in table.leaves]:
         return table

@@ -172,7 +172,11 @@ class Relations:
 
     def watched(self) -> Mapping[TableId, Watched]:
         """Return the tables whose definitions are to be looked at."""
-        return {table.id: Watched(table, self._described.get(table.id, 0)) for table in self.planned()}
+        return {
+            table.id: Watched(table, self._described.get(table.id, 0))
+            for table in self.planned()
+            if self._owners.get(table.oid) == table.id
+        }
 
     def published(self, table: TableId) -> Identity:
         """Return what the publication that a table is in tells of its old rows."""
@@ -212,7 +216,7 @@ class Relations:
         """Return the version that the relation's rows are recorded with; None for a table that was not chosen. `xid` is
         the transaction that the relation was described in. Raises what makes a table one that can't be carried."""
         id = self._owners.get(relation.oid)
-        if id is None:
+        if id not in self._tables.published:
             self._read()  # tables are added while everything runs
             id = self._owners.get(relation.oid) or self._adopt(connection, relation, xid)
         if id is None:
@@ -317,7 +321,12 @@ class Relations:
                 self._register(known.model_copy(update={"since": Since()}))
 
     def _own(self, table: Table) -> None:
-        self._owners.update(dict.fromkeys(table.oids, table.id))
+        ours = self._tables.published
+        for oid in table.oids:
+            # A version that came to nothing, as that of a setup which began again, may be about a table that is the
+            # pipeline's by another name.
+            if table.id in ours or self._owners.get(oid) not in ours:
+                self._owners[oid] = table.id
         self._labels |= dict(table.objects.labels) if table.objects else {}
 
     def _last(self, id: TableId) -> Table:

@@ -169,6 +169,8 @@ class Chooser:
                         )
                     with self.source.transaction():
                         run(self.source, "set local synchronous_commit = local")
+                        # The stream describes a table anew that was published before, for whatever came to nothing.
+                        remove_from_publications(self.source, self.publications[0], {table.oid for table in found})
                         add_to_publications(self.source, self.publications[0], found)
                         schemas = self._register(catalogue, tables(catalogue, set(ids).__contains__))
                     return Published(schemas, current_snapshot(self.source).xmax)
