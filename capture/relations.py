@@ -22,10 +22,11 @@ from engines.postgres import catalogue, definitions, replication
 from engines.postgres import catalogue_queries as queries
 from engines.postgres.asking import ask
 from engines.postgres.definitions import Message, Told
+from engines.postgres.errors import NAMES_REMEDY
 from engines.postgres.objects import objects
 from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
-from schemas.errors import SourceUnavailable
+from schemas.errors import SchemaUnsupported, SourceUnavailable
 from schemas.frontier import Setup
 from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, SetupObjects, Since, Table, TableId
 from schemas.types import Kind
@@ -224,6 +225,7 @@ class Relations:
         self._described[id] = self._described.get(id, 0) + 1
         if (last := self._tables.of(id)[-1]).left_out is not None:
             return last
+        _require_names(id, relation)
         if (fitting := self._fitting(id, relation)) is not None:
             return fitting
         self._read()  # a table that was removed may have been put back as it is now
@@ -458,6 +460,14 @@ class Relations:
         # Where the catalogue has gone on, what rewrote the rows may be still to come in the stream, and then they must
         # not seem untouched: as long as that is not certain, they lie where they lay.
         return (seen if _is_current(fresh, columns) else changed).model_copy(update={"since": since})
+
+
+def _require_names(id: TableId, relation: Relation) -> None:
+    """Raise `SchemaUnsupported` if the relation, or a column, has a name that nobody knows the characters of."""
+    for name in (relation.schema, relation.name, *(column.name for column in relation.columns)):
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise SchemaUnsupported(f"{id}: the name {shown} is not UTF-8", remedy=NAMES_REMEDY)
 
 
 def _is_known(table: Table, passed: int) -> bool:

@@ -81,10 +81,7 @@ cdef str get_name(Reader* reader):
     if end == NULL:
         malformed(b"a replication message that is cut off")
     reader.at = end + 1
-    try:
-        return start[: end - start].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DecodeError(f"a name that is not UTF-8: {error}") from None
+    return start[: end - start].decode("utf-8", "surrogateescape")
 
 
 cdef int get_tuple(Reader* reader, Layout layout, Field* fields) except -1:

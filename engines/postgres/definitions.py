@@ -226,7 +226,7 @@ def drop_trigger(conn: psycopg.Connection, name: str) -> None:
 def message_of(content: bytes) -> Message:
     """Return what a message of the event trigger says. Raises `DecodeError` if that is no such message."""
     try:
-        said = json.loads(content)
+        said = json.loads(content.decode("utf-8", "surrogateescape"))  # as the stream's names are
         tables = [
             Told(
                 int(table["oid"]),

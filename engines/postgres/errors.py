@@ -48,6 +48,10 @@ class Meaning(NamedTuple):
 ROW_TOO_LARGE = "a row has more than the 1 GB that PostgreSQL can send or take of one"
 ROW_TOO_LARGE_REMEDY = "make its values smaller, or leave the table out"
 
+NAMES_REMEDY = "give it another name, with a client encoding of SQL_ASCII"
+NOT_UTF8 = "the catalogue has a name, a default or a comment that is not UTF-8"
+NOT_UTF8_REMEDY = "`penstock check` tells names that are not UTF-8: rename them; correct such defaults and comments"
+
 TABLE_REMEDY = "compare the table on both sides: it was altered or dropped after the pipeline began"
 READ_ONLY_REMEDY = "name the primary in the URL: this one is a standby, or its default_transaction_read_only is on"
 CONSTRAINT_REMEDY = (
@@ -212,6 +216,8 @@ def _meaning(exc: psycopg.Error, side: Side) -> Meaning:
             return Meaning(PositionLost, RESTART_REMEDY)
         if state == "42704" and (MISSING_SLOT.search(text) or function == "ReplicationSlotAcquire"):
             return Meaning(PositionLost, RESTART_REMEDY)
+        if state == BAD_TEXT:  # rows are read in such a way that we find that out by ourselves
+            return Meaning(SchemaUnsupported, NOT_UTF8_REMEDY)
         if state == "42704" and MISSING_PUBLICATION.search(text):
             return Meaning(PrerequisiteMissing, "somebody dropped the publication: " + RESTART_REMEDY)
         if state[:2] in {"P0", "09", "27", "44", "23"}:  # no row is refused by reading
@@ -266,6 +272,8 @@ def _client_meaning(exc: psycopg.Error, text: str) -> Meaning:
     return Meaning(OperatorError, quotes_values=True)
 
 
+BAD_TEXT = "22021"
+
 DEPENDED_ON = "2BP01"
 """Its detail names objects, and nothing of any row."""
 
@@ -280,6 +288,8 @@ def _message(exc: psycopg.Error, side: Side, doing: str, quotes_values: bool) ->
         text += _place(exc)
     elif is_row_too_large(exc):
         text = ROW_TOO_LARGE
+    elif side == "source" and exc.sqlstate == BAD_TEXT:
+        text = NOT_UTF8
     else:
         text = " ".join((diag.message_primary or str(exc)).split())
         # Of a refused connection libpq asks what our remedy says, and the driver repeats that it failed.

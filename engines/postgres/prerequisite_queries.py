@@ -9,6 +9,16 @@ select name, setting
                          'old_snapshot_threshold', 'idle_replication_slot_timeout', 'fsync'])
 """
 
+NAMES = """
+select convert_to(concat_ws('.', n.nspname, c.relname, a.attname), 'SQL_ASCII')
+  from pg_namespace n
+  left join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p', 'f')
+  left join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+ where n.nspname <> 'information_schema' and n.nspname !~ '^pg_'
+ order by 1
+"""
+"""Schemas, tables and columns by their bytes, as a database in SQL_ASCII has them."""
+
 SERVER = """
 select pg_is_in_recovery(),
        (select count(*) from pg_replication_slots),

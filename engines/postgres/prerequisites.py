@@ -10,7 +10,8 @@ import psycopg
 from engines.postgres import prerequisite_queries as queries
 from engines.postgres.asking import ask, one_moment
 from engines.postgres.catalogue import tables as read_tables
-from engines.postgres.connect import connect, execute, replication
+from engines.postgres.connect import connect, execute, is_sql_ascii, replication
+from engines.postgres.errors import NAMES_REMEDY
 from engines.postgres.problems import Found, Problem, quoted, right_version, some
 from engines.postgres.publications import publication_names, publication_problems
 from engines.postgres.quoting import quote
@@ -40,10 +41,24 @@ def source_problems(
             _settings(found, conn, pipeline_name)
             _replication_role(found, url, conn)
             with found.asking("source", "reading the catalogue"):
+                if is_sql_ascii(conn.pgconn):
+                    _names(found, conn)
                 _source_tables(found, conn, pipeline_name, chooses, Mode(mode))
             with found.asking("source", "looking at open transactions"):
                 _transactions(found, conn)
     return found.problems
+
+
+def _names(found: Found, conn: psycopg.Connection) -> None:
+    """Tell names that can't be read as text at all, by which the questions that follow fail."""
+    bad = []
+    for (name,) in ask(conn, queries.NAMES):
+        try:
+            name.decode()
+        except UnicodeDecodeError:
+            bad.append(name.decode("utf-8", "backslashreplace"))
+    if bad:
+        found.error(f"source: names that are not UTF-8: {some(bad)}", NAMES_REMEDY)
 
 
 def _settings(found: Found, conn: psycopg.Connection, pipeline_name: str) -> None:

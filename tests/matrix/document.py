@@ -26,6 +26,9 @@ go through a stage. *unchanged*: an update of other columns, with long values th
 
 PostGIS, which the tests' own servers do not have, was tried between databases of PostgreSQL 15 with PostGIS 3.3; with
 URLs of servers that have it, `python -m tests.matrix` tries it again.
+
+Text that is not UTF-8, which only databases in SQL_ASCII have, is not carried, not even to another such database: the
+log has nothing but UTF-8. It stops its table alone, and is named ([failures.md](failures.md)).
 """
 
 COLUMNS = ["type", "values", LOAD, *(f"{operation}<br>small, large" for operation in OPERATIONS), "as key", "needs"]

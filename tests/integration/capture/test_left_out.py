@@ -12,8 +12,12 @@ from capture.loop import Capture
 from capture.postgres import PostgresSource
 from capture.tables import TableVersions
 from codec.frames import unpack
+from engines.postgres import catalogue
 from engines.postgres.connect import connect
-from schemas.errors import TransientError
+from engines.postgres.definitions import drop_trigger, make_trigger
+from engines.postgres.errors import NAMES_REMEDY, translated
+from engines.postgres.prerequisites import source_problems
+from schemas.errors import SchemaUnsupported, TransientError
 from schemas.events import EventKind
 from schemas.frontier import Carried, Command, CommandKind
 from schemas.record import decode_control, encode_control
@@ -283,3 +287,38 @@ def test_a_table_that_is_locked_when_it_is_to_be_carried_again_waits_alone(
         other.execute("rollback")
     source._carry_at = 0.0
     carries_again(world, capture)
+
+
+def test_a_name_that_is_not_utf_8_stops_its_table_alone_until_it_has_another(ascii_world: World) -> None:
+    world = ascii_world
+    setup = world.setup
+    assert setup is not None
+    make_trigger(world.db, setup.slot)
+    capture = world.capture()
+    world.run("insert into public.t values (1, 'x')")
+    world.catch_up(capture)
+    world.run(r"do $$ begin execute e'alter table public.t rename said to \"s\344id\"'; end $$")
+    world.run("insert into public.t values (2, 'y')", "insert into public.other values (1)")
+    world.catch_up(capture)
+    assert ops(world, "public.t") == ["INSERT", "DEFINE"] and ops(world, "public.other") == ["INSERT"]
+    left_out = world.versions("public.t")[-1].left_out
+    assert left_out is not None and left_out.cause == r"public.t: the name s\xe4id is not UTF-8"
+    problems = source_problems(world.url, "shop", lambda id: True, "load-and-changes")
+    assert (r"source: names that are not UTF-8: public.t.s\xe4id", NAMES_REMEDY) in [p[1:] for p in problems]
+
+    with (
+        pytest.raises(SchemaUnsupported, match="a name, a default or a comment that is not UTF-8") as caught,
+        translated("source", "reading the catalogue"),
+    ):
+        catalogue.tables(world.db, lambda id: True)
+    assert "penstock check" in caught.value.remedy
+
+    capture.close()
+    capture = world.capture()
+    world.run(r"do $$ begin execute e'alter table public.t rename \"s\344id\" to said'; end $$")
+    ask_to_reload(world, "public.t")
+    carries_again(world, capture)
+    world.run("insert into public.t values (3, 'z')")
+    world.catch_up(capture)
+    assert ops(world, "public.t") == ["INSERT", "DEFINE", "INSERT"]
+    drop_trigger(world.db, setup.slot)
