@@ -16,6 +16,7 @@ build: $(VENV)/.compiled ## make the environment in .venv and compile the transc
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make build PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "What is needed is installed in $(VENV): minutes, the first time."
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock
 	@PYTHONWARNINGS=ignore $(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from control.wiring import A_LOOK, exists, opened_log
@@ -31,7 +31,7 @@ def check_all(pipeline: Pipeline) -> list[Finding]:
     Raises `ConfigInvalid` for a pattern that no table fits.
     """
     found = list(_source(pipeline))
-    catalogue = _catalogue(pipeline) if not any(f.blocking for f in found) else None
+    catalogue = _catalogue(pipeline)
     found += _log(pipeline, catalogue.tables if catalogue else [])
     for target in pipeline.targets:
         found += _target(pipeline, target, catalogue)
@@ -42,7 +42,8 @@ def _source(pipeline: Pipeline) -> Iterator[Finding]:
     from engines.postgres.prerequisites import source_problems
 
     url = pipeline.source.url.get_secret_value()
-    for problem in source_problems(url, pipeline.pipeline, pipeline.chooses, pipeline.mode):
+    views = any(target.views for target in pipeline.targets)
+    for problem in source_problems(url, pipeline.pipeline, pipeline.chooses, pipeline.mode, views=views):
         yield Finding("source", problem.what.removeprefix("source: "), problem.remedy, problem.severity == "error")
 
 
@@ -130,9 +131,9 @@ def _target(pipeline: Pipeline, settings: TargetSettings, catalogue: _Catalogue 
     prepared: set[TableId] = set()
     with contextlib.suppress(ReplicationError):  # told by what is asked next
         prepared = prepared_tables(settings, pipeline.pipeline)
-    roles = _roles(settings, needed, {table.id for table in tables}) if needed else set[str]()
+    roles, owners = _roles(settings, needed, {table.id for table in tables}) if needed else ((), ())
     url = settings.url.get_secret_value()
-    for problem in target_problems(url, tables, settings.prepare, needed, prepared, roles):
+    for problem in target_problems(url, tables, settings.prepare, needed, prepared, roles, owners):
         yield Finding(where, problem.what.removeprefix("target: "), problem.remedy, problem.severity == "error")
     if needed is None:
         return
@@ -150,10 +151,14 @@ def _target(pipeline: Pipeline, settings: TargetSettings, catalogue: _Catalogue 
         yield Finding(where, f"{of}{loss.what}: {loss.consequence}", "", loss.refused)
 
 
-def _roles(settings: TargetSettings, objects: Objects, tables: set[TableId]) -> set[str]:
-    given = [*(objects.owners if settings.owners else ()), *(objects.grants if settings.grants else ())]
-    views = {view.id for view in objects.views} if settings.views else set()
-    return {one.role for one in given if one.role and one.on in tables | views}
+def _roles(
+    settings: TargetSettings, objects: Objects, tables: set[TableId]
+) -> tuple[Collection[str], Collection[tuple[str, str]]]:
+    """Return all roles that are named on a target, and who owns something in which schema there."""
+    made = tables | ({view.id for view in objects.views} if settings.views else set())
+    owners = [one for one in objects.owners if one.on in made] if settings.owners else []
+    grants = [one for one in objects.grants if one.role and one.on in made] if settings.grants else []
+    return {one.role for one in (*owners, *grants)}, {(one.on.schema, one.role) for one in owners}
 
 
 def _version(settings: TargetSettings) -> int | None:

@@ -73,7 +73,7 @@ def with_companions(
     """Return `objects` with the views that read nothing but the tables and each other, and with who owns and may use
     all of them. Of other views nothing is said here."""
     with one_moment(conn):
-        views = _views(conn, {table.id for table in tables}, chooses)
+        views = views_of(conn, {table.id for table in tables}, chooses)
         ids = [*(table.id for table in tables), *(view.id for view in views)]
         owners, grants = _access(conn, ids)
         for schema, privilege, grantable, role in ask(conn, SCHEMA_ACCESS, schemas=list(objects.schemas)):
@@ -82,7 +82,8 @@ def with_companions(
     return objects.model_copy(update={"views": tuple(views), "owners": tuple(owners), "grants": tuple(grants)})
 
 
-def _views(conn: psycopg.Connection, tables: Iterable[TableId], chooses: Callable[[TableId], bool]) -> list[View]:
+def views_of(conn: psycopg.Connection, tables: Iterable[TableId], chooses: Callable[[TableId], bool]) -> list[View]:
+    """Return the views that read nothing but these tables and each other, in an order in which they can be made."""
     found = {oid: (TableId(schema, name), *rest) for oid, schema, name, *rest in ask(conn, VIEWS)}
     reads: dict[int, list[TableId]] = {oid: [] for oid in found}
     for oid, *read in ask(conn, READ_BY_VIEWS, oids=list(found)):

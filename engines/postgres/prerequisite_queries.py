@@ -159,6 +159,15 @@ select has_database_privilege(current_database(), 'temporary'), has_database_pri
        current_database(), current_user
 """
 
+OWNERS = """
+select wanted.schema, r.rolname, pg_has_role(r.oid, %(how)s),
+       n.oid is not null and has_schema_privilege(r.oid, n.oid, 'create')
+  from unnest(%(schemas)s::text[], %(roles)s::text[]) as wanted(schema, role)
+  join pg_roles r on r.rolname = wanted.role
+  left join pg_namespace n on n.nspname = wanted.schema
+ order by wanted.schema, r.rolname
+"""
+
 SCHEMAS = """
 select wanted.schema, n.oid is not null,
        coalesce(has_schema_privilege(n.oid, 'usage'), false), coalesce(has_schema_privilege(n.oid, 'create'), false)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import psycopg
 
 from engines.postgres import prerequisite_queries as queries
 from engines.postgres.asking import ask, one_moment
 from engines.postgres.catalogue import tables as read_tables
+from engines.postgres.companions import views_of
 from engines.postgres.connect import connect, execute, is_sql_ascii, replication
 from engines.postgres.errors import NAMES_REMEDY
 from engines.postgres.problems import Found, Problem, quoted, right_version, some
@@ -29,9 +30,12 @@ LONG_TRANSACTION = 60  # s
 
 
 def source_problems(
-    url: str, pipeline_name: str, chooses: Callable[[TableId], bool], mode: Mode | str
+    url: str, pipeline_name: str, chooses: Callable[[TableId], bool], mode: Mode | str, *, views: bool = False
 ) -> list[Problem]:
-    """Return what the source lacks for a pipeline that chooses these tables; of an unreachable one just that."""
+    """Return what the source lacks for a pipeline that chooses these tables; of an unreachable one just that.
+
+    `views`: some target is to have them.
+    """
     found = Found()
     with (
         found.asking("source", "connecting"),
@@ -43,7 +47,7 @@ def source_problems(
             with found.asking("source", "reading the catalogue"):
                 if is_sql_ascii(conn.pgconn):
                     _names(found, conn)
-                _source_tables(found, conn, pipeline_name, chooses, Mode(mode))
+                _source_tables(found, conn, pipeline_name, chooses, Mode(mode), views)
             with found.asking("source", "looking at open transactions"):
                 _transactions(found, conn)
     return found.problems
@@ -119,7 +123,10 @@ def _settings(found: Found, conn: psycopg.Connection, pipeline_name: str) -> Non
             "alter system set old_snapshot_threshold = -1; then restart",
         )
     if settings["fsync"] == "off":
-        found.warning("source: fsync is off: after a loss of power nothing is certain, on either side")
+        found.warning(
+            "source: fsync is off: after a loss of power nothing is certain, on either side",
+            "alter system set fsync = on; select pg_reload_conf()",
+        )
 
 
 def _replication_role(found: Found, url: str, conn: psycopg.Connection) -> None:
@@ -144,6 +151,7 @@ def _source_tables(
     pipeline_name: str,
     chooses: Callable[[TableId], bool],
     mode: Mode,
+    views: bool,
 ) -> None:
     with one_moment(conn):
         tables = read_tables(conn, chooses)
@@ -153,7 +161,8 @@ def _source_tables(
         _rights(found, conn, pipeline_name, tables, mode)
         _identities(found, conn, tables, mode)
         _what_cannot_be_carried(found, conn, tables)
-        _left_out(found, conn, chooses)
+        made = {view.id for view in views_of(conn, {table.id for table in tables}, chooses)} if views else None
+        _left_out(found, conn, chooses, made)
 
 
 def _rights(found: Found, conn: psycopg.Connection, pipeline_name: str, tables: Sequence[Table], mode: Mode) -> None:
@@ -244,15 +253,20 @@ def _what_cannot_be_carried(found: Found, conn: psycopg.Connection, tables: Sequ
         )
 
 
-def _left_out(found: Found, conn: psycopg.Connection, chooses: Callable[[TableId], bool]) -> None:
-    """Name what fits the patterns and is no table."""
+def _left_out(
+    found: Found, conn: psycopg.Connection, chooses: Callable[[TableId], bool], made: Collection[TableId] | None
+) -> None:
+    """Name what fits the patterns and is no table, but for views that are `made` on a target that is to have them."""
     kinds: dict[str, list[TableId]] = {}
     for kind, *id in ask(conn, queries.LEFT_OUT):
         if chooses(TableId(*id)):
             kinds.setdefault(kind, []).append(TableId(*id))
-    if views := kinds.get("v", []) + kinds.get("m", []):
+    if views := [id for id in kinds.get("v", []) + kinds.get("m", []) if id not in (made or ())]:
         found.warning(
-            f"source: views are not copied: {some(views)}", "set views: true for a target that is to have them"
+            f"source: views are not copied: {some(views)}",
+            "set views: true for a target that is to have them"
+            if made is None
+            else "make them on the target by hand: they read more than the chosen tables",
         )
     if foreign := kinds.get("f"):
         found.warning(

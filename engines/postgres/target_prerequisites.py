@@ -20,6 +20,7 @@ from schemas.table import Objects, Table, TableId
 
 OWN_SCHEMA = "penstock"
 TRUSTED_SINCE = 13
+SET_ROLE_SINCE = 16
 AT_ONCE = 200  # tables that are looked into by one statement
 
 
@@ -30,11 +31,13 @@ def target_problems(
     objects: Objects | None = None,
     prepared: Collection[TableId] = (),
     roles: Collection[str] = (),
+    owners: Collection[tuple[str, str]] = (),
 ) -> list[Problem]:
     """Return what the target lacks to get these tables of the source; of an unreachable one just that.
 
     `objects` adds the extensions. Tables that are `prepared` already stay, and the rows in them are the pipeline's
-    own. `roles` are those that tables will belong or be open to. How much room its disk has can't be asked.
+    own. `roles` are those that tables will belong or be open to, `owners` the former, each with a schema of its
+    tables. How much room its disk has can't be asked.
     """
     found = Found()
     how = Prepare(prepare)
@@ -48,6 +51,7 @@ def target_problems(
                 _schemas(found, conn, tables, how)
                 _extensions(found, conn, objects)
                 _roles(found, conn, roles)
+                _owners(found, conn, owners)
             with found.asking("target", "comparing tables"):
                 _tables(found, conn, [table for table in tables if table.id not in prepared], how)
                 _kept(found, conn, [table for table in tables if table.id in prepared])
@@ -128,6 +132,27 @@ def _roles(found: Found, conn: psycopg.Connection, roles: Collection[str]) -> No
             f"target: roles that own tables or may use them are missing: role {some(missing)}",
             "; ".join(f"create role {quote(role)}" for role in missing),
         )
+
+
+def _owners(found: Found, conn: psycopg.Connection, owners: Collection[tuple[str, str]]) -> None:
+    """Look whether tables may be given to those who own them at the source, as far as these are there."""
+    us, superuser = ask(conn, "select current_user, rolsuper from pg_roles where rolname = current_user")[0]
+    if superuser or not owners:
+        return
+    how = "set" if major(conn) >= SET_ROLE_SINCE else "member"
+    schemas, roles = zip(*sorted(owners), strict=True)
+    asked = ask(conn, queries.OWNERS, schemas=list(schemas), roles=list(roles), how=how)
+    if others := sorted({role for _, role, ours, _ in asked if not ours}):
+        found.error(
+            f"target: role {us} may give no tables to {some(others)}",
+            f"grant {', '.join(map(quote, others))} to {quote(us)}",
+        )
+    for schema, role, _, may_create in asked:
+        if not may_create:
+            found.error(
+                f"target: role {role} can own no tables in schema {schema}: it may not create any there",
+                f"create schema if not exists {quote(schema)}; grant create on schema {quote(schema)} to {quote(role)}",
+            )
 
 
 def _tables(found: Found, conn: psycopg.Connection, tables: Sequence[Table], prepare: Prepare) -> None:

@@ -208,6 +208,25 @@ def test_each_right_that_a_role_lacks_at_the_target_is_named(
         assert errors(target_problems(url, tables, "drop-and-create")) == ["target: only their owner can drop shop.t"]
 
 
+def test_who_may_not_give_tables_to_their_owners_is_told_what_lets_him(
+    target: psycopg.Connection, target_db: str
+) -> None:
+    database = conninfo_to_dict(target_db)["dbname"]
+    with poor_role(target, target_db) as (role, url), poor_role(target, "postgresql://x/shop") as (owner, _):
+        run(target, f'create schema shop; grant create on database "{database}" to "{role}"')
+        owners = {("shop", owner), ("absent", owner)}
+        found = [p for p in target_problems(url, [], "create", owners=owners) if owner in p.what]
+        assert [problem.what for problem in found] == [
+            f"target: role {role} may give no tables to {owner}",
+            f"target: role {owner} can own no tables in schema absent: it may not create any there",
+            f"target: role {owner} can own no tables in schema shop: it may not create any there",
+        ]
+        for problem in found:
+            run(target, problem.remedy)
+        assert not [p for p in target_problems(url, [], "create", owners=owners) if owner in p.what]
+        assert not [p for p in target_problems(target_db, [], "create", owners=owners) if owner in p.what]
+
+
 def test_tables_of_the_target_that_would_lose_something_are_refused(
     source: psycopg.Connection, target: psycopg.Connection, target_db: str
 ) -> None:
@@ -309,6 +328,9 @@ def test_what_is_no_table_is_named_as_left_out(source_db: str, source: psycopg.C
     found = source_problems(source_db, "p", everything, Mode.LOAD_AND_CHANGES)
     assert errors(found) == []
     assert "source: views are not copied: public.v, public.m" in warnings(found)
+    run(source, "create view public.w as select * from public.f")
+    wanted = source_problems(source_db, "p", everything, Mode.LOAD_AND_CHANGES, views=True)
+    assert "source: views are not copied: public.w" in warnings(wanted)
     assert "source: foreign tables are not copied: public.f" in warnings(found)
     only_tables = source_problems(source_db, "p", lambda id: id.name == "t", Mode.LOAD_AND_CHANGES)
     assert not [what for what in warnings(only_tables) if "not copied" in what]
