@@ -612,11 +612,32 @@ def test_a_publication_that_was_altered_and_put_back_stops_capture(
 def test_a_dropped_table_partition_or_column_is_no_problem_of_the_publications(world: World) -> None:
     world.run(*PARTITIONED, "create table public.t (id int primary key)", "create table public.u (id int, c int)")
     world.prepare()
-    world.run("drop table public.t", "drop table public.p1", "alter table public.u drop c")
+    world.run("drop table public.t", "alter table public.u drop c")
+    world.run("drop table public.p1", "alter table public.p detach partition public.p2")
     capture = world.capture()
     world.run("insert into public.u values (1)")
     world.catch_up(capture)
     assert [item.after for item in world.captured()] == [{"id": "1"}]
+
+
+def test_a_version_that_nobody_chose_takes_no_rows_of_the_table_by_its_later_name(world: World) -> None:
+    """As of a setup that began again, or of a taking over that was killed, because of the renaming."""
+    world.run("create table public.before (id int primary key)")
+    world.prepare()
+    world.run("alter table public.before rename to fresh")
+    assert world.setup is not None
+    replication.drop_slot(world.db, world.setup.slot)
+    world.prepare()
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    source = capture._source
+    assert isinstance(source, PostgresSource)
+    source._definitions.look_soon()
+    until(capture, lambda: bool(source._definitions._seen))  # it has looked, and found what there is
+    world.catch_up(capture)
+    world.run("insert into public.fresh values (1)")
+    world.catch_up(capture)
+    assert ops(world, "public.fresh") == ["INSERT"]
 
 
 def test_a_table_that_was_made_again_is_another_one(world: World) -> None:
