@@ -39,7 +39,8 @@ LOCK_SECONDS = 2
 
 
 class _Numbers(BaseModel):
-    """Of a table in JSON only its name, and the source's numbers of it and of what holds its rows."""
+    """Of a table in JSON only its name, the source's numbers of it and of what holds its rows, and whether it is no
+    more."""
 
     class _Leaf(BaseModel):
         oid: int = 0
@@ -47,6 +48,7 @@ class _Numbers(BaseModel):
     id: TableId
     oid: int = 0
     leaves: tuple[_Leaf, ...] = ()
+    dropped: bool = False
 
 
 class Versions:
@@ -57,6 +59,7 @@ class Versions:
         self._reader, self._partition, self._next = reader, topics.tables, 0
         self.ids: dict[int, TableId] = {}  # by the id of the row schema
         self.oids: dict[TableId, set[int]] = defaultdict(set)
+        self.drops: dict[TableId, int] = {}  # the row schema by which capture told last that a table was dropped
 
     def refresh(self) -> None:
         """Read on in `p.tables`."""
@@ -66,6 +69,8 @@ class Versions:
                 if record.value is not None:
                     found = _Numbers.model_validate_json(decode_control(record.value).table)
                     self.ids[value_schema_id(record.offset)] = found.id
+                    if found.dropped:
+                        self.drops[found.id] = value_schema_id(record.offset)
                     self.oids[found.id].update(oid for oid in (found.oid, *(leaf.oid for leaf in found.leaves)) if oid)
 
 
@@ -125,6 +130,12 @@ class Chooser:
     def chosen(self) -> dict[TableId, int]:
         """The tables that the pipeline has, with the versions that they were published with."""
         return {self._versions.ids[n]: n for n in self._choices.tables_of(self._setup)}
+
+    @property
+    def dropped(self) -> set[TableId]:
+        """Those of them that were dropped at the source since they were published, as capture has told: what is made
+        under such a name again may be taken over."""
+        return {id for id, n in self.chosen.items() if self._versions.drops.get(id, -1) > n}
 
     @property
     def ever_chosen(self) -> set[TableId]:

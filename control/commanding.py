@@ -14,6 +14,7 @@ from apply.commands import is_due
 from apply.target import TableProgress
 from control.status import Collector
 from control.wiring import exists
+from engines.postgres.problems import some
 from schemas.errors import ConfigInvalid, OperatorError
 from schemas.events import EventKind
 from schemas.frontier import Command, CommandKind
@@ -107,7 +108,13 @@ class Commander:
                     f"no table of the pipeline{where} fits {pattern!r}",
                     remedy="write schema.table, with * and ? as wildcards; `penstock status` lists them",
                 )
-            found |= dict.fromkeys(fitting)
+            there_still = [table for table in fitting if not names.is_dropped(table)]
+            if self._kind is CommandKind.RELOAD and not there_still:
+                raise ConfigInvalid(
+                    f"{some(fitting)}: dropped at the source",
+                    remedy="what was made there under such a name again is taken over by `penstock reconfigure`",
+                )
+            found |= dict.fromkeys(there_still if self._kind is CommandKind.RELOAD else fitting)
         return list(found)
 
     def give(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
+from schemas.table import TableId
 from transport.views import Tables
 
 
@@ -22,6 +23,11 @@ class Names:
     def now(self, listed: str) -> str:
         """Return what a table is called that is listed by a name."""
         return self._now.get(listed, listed)
+
+    def is_dropped(self, table: TableId) -> bool:
+        """Whether the source has a table no more, as far as capture has come."""
+        version = self._tables.latest(table)
+        return version is not None and version.table.dropped
 
     def fit(self, listed: str, pattern: str) -> bool:
         """Whether a pattern means a table: what is listed so to the letter is meant alone, whatever else would fit."""

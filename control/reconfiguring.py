@@ -71,13 +71,13 @@ class Reconfiguration:
             with translated("source", "reading the catalogue"):
                 there = _names(self._chooser.source)
             pipeline.require_matches(there)
-            has = self._chooser.chosen
+            has, again = self._chooser.chosen, self._chooser.dropped
             chunks = Chunks(self._reader, self._topics)
             chunks.refresh()
             admitted = chunks.admitted.targets if chunks.admitted else ()
             names = [target.name for target in pipeline.targets]
             self.difference = Difference(
-                [table for table in there if pipeline.chooses(table) and table not in has],
+                [table for table in there if pipeline.chooses(table) and (table not in has or table in again)],
                 [table for table in has if not pipeline.chooses(table)],
                 pipeline.tables if pipeline.tables != self._chooser.patterns else (),
                 [name for name in names if name not in admitted],
@@ -110,7 +110,7 @@ class Reconfiguration:
         by, at = asking()
         while not chooser.choose(published, removed, self._pipeline.tables, by, at):
             # What somebody else has taken over meanwhile need not be loaded once more.
-            there = chooser.chosen
+            there = chooser.chosen.keys() - chooser.dropped
             published = Published({id: n for id, n in published.schemas.items() if id not in there}, published.before)
         with contextlib.closing(Teller(self._log, self._topics, "command")) as teller:
             for tables_, text in ((added, "added"), (removed, "removed")):

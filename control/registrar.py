@@ -33,6 +33,9 @@ LOOK_SECONDS, LOOK_SHARE = 1.0, 50
 """How long after a look the next one is, and at least how many times longer than the looks take. A single slow one is
 no measure: the first connects."""
 
+SETTLE_SECONDS = 2.0
+"""How long a table must have been there: one that is made to be attached to another one is that by then."""
+
 REFUSED_SECONDS = 60.0
 """How long the source is not asked again to publish a table that it refused."""
 
@@ -106,6 +109,7 @@ class Registrar:
         self._chooser: Chooser | None = None
         self._pending: Published | None = None
         self._look_at = self._took = 0.0
+        self._seen: dict[int, float] = {}  # since when, by the source's number
         self._refused: dict[int, float] = {}  # until when, by the source's number
         self._withdrawn: Chosen | None = None  # when it was last seen to that what was removed is not published
         self._told: set[tuple[str, str]] | None = None  # of tables, by this service, ever
@@ -154,15 +158,15 @@ class Registrar:
     def _look(self, chooser: Chooser) -> None:
         chooser.refresh()
         self._withdraw(chooser)
-        ever = chooser.ever_chosen
+        known = chooser.ever_chosen - chooser.dropped
         with translated("source", "looking for new tables"):
             there = present(chooser.source)
-            unknown = there - chooser.oids(ever)
+            unknown = self._settled(there - chooser.oids(chooser.ever_chosen))
             fitting = [new for new in newcomers(chooser.source, unknown, chooser.publications) if self._fits(new.id)]
             for new in fitting:
-                if new.id in ever:
-                    self._judge_name(chooser, new.id, there)
-            found = {new.id: new for new in fitting if new.id not in ever and self._is_wanted(new.id)}
+                if new.id in known and chooser.oids([new.id]) & there:
+                    self._judge_name(chooser, new.id)
+            found = {new.id: new for new in fitting if new.id not in known and self._is_wanted(new.id)}
             candidates = tables(chooser.source, found.__contains__) if found else []
         taken = [table.id for table in candidates if self._can_be_taken(table, found[table.id])]
         if taken:
@@ -187,19 +191,18 @@ class Registrar:
         assert self._chooser is not None
         return self._pipeline.chooses(table) and matches(table, self._chooser.patterns)
 
-    def _judge_name(self, chooser: Chooser, id: TableId, there: set[int]) -> None:
-        """Tell of a table whose name is, in the log, that of another one."""
-        if id not in chooser.chosen:
-            return  # somebody has taken that name out, whatever is called so now
-        if chooser.oids([id]) & there:
+    def _settled(self, unknown: set[int]) -> set[int]:
+        """Return those that have been there for long enough."""
+        now = self._clock()
+        self._seen = {oid: self._seen.get(oid, now) for oid in unknown}
+        return {oid for oid, since in self._seen.items() if now - since >= SETTLE_SECONDS}
+
+    def _judge_name(self, chooser: Chooser, id: TableId) -> None:
+        """Tell of a table whose name is, in the log, that of another one that is still there."""
+        if id in chooser.chosen:  # else somebody has taken that name out, whatever is called so now
             text = "was made at the source, and is not copied: a table that is copied had this name before"
             remedy = "give it another name, or copy it by a pipeline of its own"
-        else:
-            text = "was dropped and made again at the source: the new one is another table, and is not copied"
-            remedy = (
-                f"exclude {id} in `tables` and `penstock reconfigure`; then take the exclusion out, and do so again"
-            )
-        self._tell(id, Verdict(EventKind.WARNING, text, remedy))
+            self._tell(id, Verdict(EventKind.WARNING, text, remedy))
 
     def _is_wanted(self, table: TableId) -> bool:
         policy = policy_of(self._pipeline, table)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import psycopg
@@ -177,3 +178,42 @@ def test_what_a_file_or_a_table_does_not_allow_is_told_once(simple: Project) -> 
     assert "penstock reconfigure" in told["paused_one"][0][1]
     assert "no replica identity" in told["keyless"][0][0]
     assert "set logged" in told["unlogged"][0][1]
+
+
+def test_a_table_that_is_dropped_and_made_again_comes_over(simple: Project) -> None:
+    begin(simple, "again", "kept", more='rules:\n  - {tables: ["shop.kept"], ddl: pause-table}\n')
+    run, file = simple.running[0], str(simple.file)
+    with psycopg.connect(simple.source, autocommit=True) as source:
+        for name in ("again", "kept"):
+            source.execute(f"insert into shop.{name} values (1), (2)".encode())
+            source.execute(f"drop table shop.{name}".encode())
+            source.execute(f"create table shop.{name} (id int primary key, note text)".encode())
+            source.execute(f"insert into shop.{name} values (2, 'again')".encode())
+        kill(simple, "registrar")
+        there = "select count(*) from information_schema.columns where table_name = 'again' and column_name = 'note'"
+        simple.wait_until("it", lambda: one(simple.target, there) == 1 and live(simple) == 3, run)
+        source.execute("update shop.again set note = 'followed'")
+        # Where the policy leaves it to people, they are told, and have a way.
+        simple.wait_until("a word", lambda: bool(events(simple, "shop.kept")), run)
+        assert "penstock reconfigure" in events(simple, "shop.kept")[0][1]
+        refused = simple.run("reload", file, "shop.kept")
+        assert refused.returncode == 3
+        assert "shop.kept: dropped at the source" in refused.stdout and "penstock reconfigure" in refused.stdout
+        assert "+ shop.kept: is published" in simple.succeed("reconfigure", file, "--yes")
+        simple.wait_until("all live tables", lambda: live(simple) == 4, run)
+        source.execute("update shop.kept set note = 'followed'")
+    simple.wait_until("equality", lambda: simple.differences() == [], run)
+
+
+def test_a_table_that_is_made_to_be_a_partition_is_left_alone(simple: Project) -> None:
+    begin(simple, "other")
+    run = simple.running[0]
+    with psycopg.connect(simple.source, autocommit=True) as source:
+        source.execute("create table shop.parts (id int primary key) partition by range (id)")
+        simple.wait_until("the fourth live table", lambda: live(simple) == 4, run)
+        source.execute("create table shop.parts_1 (like shop.parts including all)")
+        time.sleep(1.5)  # longer than a look takes to come
+        source.execute("alter table shop.parts attach partition shop.parts_1 for values from (0) to (100)")
+        source.execute("insert into shop.parts values (1)")
+    simple.wait_until("equality", lambda: live(simple) == 4 and simple.differences() == [], run)
+    assert events(simple, "shop.parts_1") == []
