@@ -48,7 +48,12 @@ CARRIED = {
         "update {t} set amount = amount + 1000 where id < 10",
         "delete from {t} where id = 20",
     ],
-    "full": ["alter table {t} replica identity full", "update {t} set note = 'f' where id < 10"],
+    # From 18 on no row can be updated whose identity has a generated column, as that is not published.
+    "full": [
+        "alter table {t} drop column half",
+        "alter table {t} replica identity full",
+        "update {t} set note = 'f' where id < 10",
+    ],
     "label": ["alter type mood add value 'fine' before 'sad'", "update {t} set feels = 'fine' where id < 10"],
     "type": [
         "create type colour as enum ('red')",

@@ -69,7 +69,7 @@ def test_tables_and_partitions_come_and_go(simple: Project) -> None:
         states = followed.states()
         return (states["dropped"][0], states["full"][0]) == ("dropped", "failed") and all(
             tables(simple.source, like) == tables(simple.target, like)
-            for like in ("shop.still", "shop.grown%", "shop.shrunk%", "shop.left%", "shop.wider%")
+            for like in ("shop.swapped", "shop.still", "shop.grown%", "shop.shrunk%", "shop.left%", "shop.wider%")
         )
 
     simple.wait_until("the same tables", settled, followed.run)
