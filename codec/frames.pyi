@@ -15,6 +15,12 @@ def pack(records: Iterable[Record]) -> bytes:
 def unpack(data: bytes | bytearray | memoryview) -> list[Record]:
     """Return the records of a block, in their order."""
 
+def pack_parts(key: bytes | None, parts: Iterable[bytes]) -> bytes:
+    """Return the block of one record whose value comes in parts, which are asked for one after the other."""
+
+def views(block: bytes) -> list[tuple[bytes | None, memoryview | None]]:
+    """Return the records of a block, in their order, without copying their values."""
+
 def count(data: bytes | bytearray | memoryview) -> int:
     """Return how many records a block holds."""
 

@@ -4,6 +4,8 @@
 Frame: u32 little-endian length of the key, the same of the value (0xFFFFFFFF: there is none), key, value.
 """
 
+import io
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
@@ -38,6 +40,20 @@ def pack(records):
     return block
 
 
+def pack_parts(key, parts):
+    cdef size_t before, size
+    frame = io.BytesIO()  # hands its buffer over, where joining a list would hold everything twice
+    before = frame.write(pack([(key, b"")]))
+    for part in parts:
+        frame.write(part)
+    size = frame.tell() - before
+    if size >= NONE:
+        raise ValueError("a record of 4 GiB or more")
+    frame.seek(4)
+    frame.write(int(size).to_bytes(4, "little"))
+    return frame.getvalue()
+
+
 cdef inline void start_reading(bytes block, Reader* reader) noexcept:
     reader.at = <const uint8_t*>PyBytes_AS_STRING(block)
     reader.end = reader.at + PyBytes_GET_SIZE(block)
@@ -58,6 +74,18 @@ def unpack(data):
     while reader.at < reader.end:
         next_frame(&reader, &key, &value)
         records.append((piece(&key), piece(&value)))
+    return records
+
+
+def views(bytes block not None):
+    cdef Reader reader, key = Reader(NULL, NULL), value = Reader(NULL, NULL)
+    cdef const uint8_t* start = <const uint8_t*>PyBytes_AS_STRING(block)
+    cdef list records = []
+    whole = memoryview(block)
+    start_reading(block, &reader)
+    while reader.at < reader.end:
+        next_frame(&reader, &key, &value)
+        records.append((piece(&key), None if value.at == NULL else whole[value.at - start : value.end - start]))
     return records
 
 

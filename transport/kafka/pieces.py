@@ -5,16 +5,14 @@ A piece has the record's key, a part of its value, and in a header whose it is, 
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from confluent_kafka import Message
 
-from codec.frames import pack, unpack
+from codec.frames import pack, pack_parts, unpack, views
 from schemas.errors import IntegrityError
 from transport.log import Block
 
@@ -26,10 +24,6 @@ HEADER = "penstock.piece"
 Pair = tuple[bytes | None, bytes | None]
 Headers = list[tuple[str, str | bytes | None]]
 Outgoing = tuple[bytes | None, bytes | None] | tuple[bytes | None, bytes | None, Headers]
-
-
-_SIZES = struct.Struct("<II")  # of a record's key and value, as a `Block` is framed
-_NONE = 0xFFFFFFFF
 
 
 class Piece(NamedTuple):
@@ -62,7 +56,7 @@ def bundles(block: Block) -> Iterator[tuple[list[Outgoing], int]]:
         return
     small: list[Outgoing] = []
     held = count = 0
-    for key, value in _views(block.data):
+    for key, value in views(block.data):
         count += 1
         if value is None or len(value) <= PIECE_BYTES:
             small.append((key, None if value is None else bytes(value)))
@@ -78,17 +72,6 @@ def bundles(block: Block) -> Iterator[tuple[list[Outgoing], int]]:
     if small:
         yield small, held
     _require(block, count)
-
-
-def _views(data: bytes) -> Iterator[tuple[bytes | None, memoryview | None]]:
-    """Yield the records of a block without copying their values."""
-    view, at = memoryview(data), 0
-    while at < len(view):
-        key_size, value_size = _SIZES.unpack_from(view, at)
-        middle = at + _SIZES.size + (0 if key_size == _NONE else key_size)
-        key = None if key_size == _NONE else bytes(view[at + _SIZES.size : middle])
-        at = middle + (0 if value_size == _NONE else value_size)
-        yield key, None if value_size == _NONE else view[middle:at]
 
 
 def _require(block: Block, count: int) -> None:
@@ -116,19 +99,18 @@ def joined(stretches: Iterable[Stretch]) -> Iterator[Block]:
             yield _join(found)
 
 
-def _join(pieces: Iterable[Stretch]) -> Block:
-    frame = io.BytesIO()  # hands its buffer over, where joining a list would hold everything twice
-    came = of = before = 0
-    for stretch in pieces:
-        assert stretch.piece is not None
-        [(key, part)] = unpack(stretch.data)
-        if not came:
-            before = frame.write(pack([(key, b"")]))
-        frame.write(part or b"")
-        came, of = came + 1, stretch.piece.of
-    if came < of:
-        frame.truncate(before)
-    size = frame.seek(0, io.SEEK_END) - before
-    frame.seek(4)
-    frame.write(size.to_bytes(4, "little"))
-    return Block(1, frame.getvalue(), came - 1)
+def _join(pieces: Iterator[Stretch]) -> Block:
+    first = next(pieces)
+    assert first.piece is not None
+    [(key, _)] = unpack(first.data)
+    came = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal came
+        for stretch in itertools.chain([first], pieces):
+            [(_, part)] = unpack(stretch.data)
+            came += 1
+            yield part or b""
+
+    frame = pack_parts(key, parts())
+    return Block(1, frame if came == first.piece.of else pack([(key, b"")]), came - 1)

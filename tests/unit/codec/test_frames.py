@@ -21,6 +21,7 @@ def test_blocks_hold_what_was_put_in(content: list[frames.Record], form: type) -
     block = frames.pack(iter(content))
     assert block == records.frames(content)
     assert frames.unpack(form(block)) == content
+    assert frames.views(block) == content
     assert frames.count(form(block)) == len(content)
     for skip in range(len(content) + 1):
         for take in range(len(content) - skip + 1):
@@ -58,3 +59,9 @@ def test_schema_ids_are_those_of_the_values() -> None:
 def test_cutting_wants_counts() -> None:
     with pytest.raises(ValueError, match="counts"):
         frames.cut(b"", -1, 1)
+
+
+@unhurried
+@given(st.one_of(st.none(), st.binary(max_size=5)), st.lists(st.binary(max_size=20)))
+def test_a_value_that_comes_in_parts_is_framed_as_one(key: bytes | None, parts: list[bytes]) -> None:
+    assert frames.pack_parts(key, iter(parts)) == frames.pack([(key, b"".join(parts))])
