@@ -190,6 +190,7 @@ class PostgresSource:
         self._arrival.register(stream.socket, select.POLLIN)
         self._step_began = self._step_given = self._heard = self._told = self._clock()
         heartbeat = self._heartbeat if stream.server_version >= 140_000 else 0.0
+        self._learnt = 0.0  # when it was read which tables there are
         self._definitions = Definitions(self._setup.slot, self._relations.watched)
         self._caretaker = Caretaker(
             self._url,
@@ -275,6 +276,7 @@ class PostgresSource:
                 dry = self._drain()
                 now = clock()
                 if not self._open:
+                    self._learn(now)
                     self._define()
                     self._carry_again(now)
                 step = self._due(now, dry)
@@ -445,6 +447,13 @@ class PostgresSource:
         if version.changes not in self._partitions:
             self._partitions.append(version.changes)
         return self._partitions.index(version.changes)
+
+    def _learn(self, now: float) -> None:
+        """Let the definitions of tables that were added be looked at too, though no row of them has come yet."""
+        if self._definitions.due and now - self._learnt >= CARRY_SECONDS:
+            self._learnt = now
+            if self._relations.refresh():
+                self._definitions.look_soon()
 
     def _define(self) -> None:
         """Record what the catalogue says of tables, as far as the stream has passed where that was read."""

@@ -302,6 +302,12 @@ class Relations:
 
     # ------------------------------------------------------------------------------------------------- versions
 
+    def refresh(self) -> bool:
+        """Read which tables there are by now; return whether there are versions that were not known."""
+        before = self._read_until
+        self._read()
+        return self._read_until != before
+
     def _read(self) -> None:
         self._tables.refresh()
         self._tables.choose(self._setup)

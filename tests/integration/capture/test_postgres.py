@@ -19,7 +19,7 @@ from capture.loop import Capture
 from capture.postgres import PostgresSource
 from capture.source import Step
 from control.servers.postgres import PostgresServer
-from engines.postgres import replication
+from engines.postgres import catalogue, replication
 from engines.postgres.connect import connect
 from schemas.errors import (
     LOAD_AGAIN,
@@ -30,10 +30,11 @@ from schemas.errors import (
     SourceUnavailable,
     Superseded,
 )
-from schemas.frontier import Frontier
+from schemas.frontier import Frontier, TableRegistered
 from schemas.record import Op, encode_control
 from schemas.table import Identity, TableId
 from tests.integration.capture.conftest import SECONDS, World, make_world, until
+from transport.log import Topic
 from transport.topics import Topics
 
 pytestmark = pytest.mark.versions
@@ -638,6 +639,32 @@ def test_a_version_that_nobody_chose_takes_no_rows_of_the_table_by_its_later_nam
     world.run("insert into public.fresh values (1)")
     world.catch_up(capture)
     assert ops(world, "public.fresh") == ["INSERT"]
+
+
+def test_a_table_that_is_added_and_dropped_before_a_row_of_it_comes_is_told(world: World) -> None:
+    world.run("create table public.t (id int primary key)")
+    world.prepare()
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    world.run("create table public.added (id int primary key)")
+    register(world, "added")
+    source = capture._source
+    assert isinstance(source, PostgresSource)
+    source._definitions.look_soon()
+    until(capture, lambda: TableId("public", "added") in source._definitions._seen)
+    world.run("drop table public.added")
+    source._definitions.look_soon()
+    until(capture, lambda: world.versions("public.added")[-1].dropped)
+
+
+def register(world: World, name: str) -> None:
+    """Do what is done when a table is added."""
+    (table,) = catalogue.tables(world.db, TableId("public", name).__eq__)
+    changes = world.topics.changes(table.id)
+    world.log.create_topics([Topic(changes.topic)])
+    entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number)
+    with world.log.writer("control") as writer:
+        writer.put(world.topics.tables, encode_control(entry), str(table.id).encode())
 
 
 def test_a_table_that_was_made_again_is_another_one(world: World) -> None:
