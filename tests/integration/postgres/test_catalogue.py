@@ -39,12 +39,15 @@ def by_name(conn: psycopg.Connection) -> dict[str, Table]:
 
 
 def comparable(table: Table) -> Table:
-    """Return the table without what differs between two servers on purpose: oids and sizes."""
-    columns = tuple(column.model_copy(update={"type_oid": 0, "number": 0}) for column in table.columns)
+    """Return the table without what differs between two servers on purpose: oids, transactions and sizes."""
+    own = {"type_oid": 0, "number": 0, "written": 0}
+    columns = tuple(column.model_copy(update=own) for column in table.columns)
     leaves = tuple(Leaf(id=leaf.id) for leaf in table.leaves)
     partitions = tuple(partition.model_copy(update={"oid": 0}) for partition in table.definition.partitions)
     definition = table.definition.model_copy(update={"partitions": partitions})
-    return table.model_copy(update={"columns": columns, "leaves": leaves, "definition": definition, "oid": 0})
+    return table.model_copy(
+        update={"columns": columns, "leaves": leaves, "definition": definition, "oid": 0, "toast": 0}
+    )
 
 
 def make(conn: psycopg.Connection, tables: list[Table], objects: Objects) -> None:
