@@ -40,11 +40,11 @@ def by_name(conn: psycopg.Connection) -> dict[str, Table]:
 
 def comparable(table: Table) -> Table:
     """Return the table without what differs between two servers on purpose: oids, transactions and sizes."""
-    own = {"type_oid": 0, "number": 0, "written": 0}
-    columns = tuple(column.model_copy(update=own) for column in table.columns)
+    columns = tuple(column.model_copy(update={"type_oid": 0, "number": 0}) for column in table.columns)
+    details = tuple(column.model_copy(update={"written": 0}) for column in table.definition.columns)
     leaves = tuple(Leaf(id=leaf.id) for leaf in table.leaves)
     partitions = tuple(partition.model_copy(update={"oid": 0}) for partition in table.definition.partitions)
-    definition = table.definition.model_copy(update={"partitions": partitions})
+    definition = table.definition.model_copy(update={"columns": details, "partitions": partitions})
     return table.model_copy(
         update={"columns": columns, "leaves": leaves, "definition": definition, "oid": 0, "toast": 0}
     )
