@@ -5,6 +5,6 @@ their next states, `follower` follows the frontiers (`cohort` reads them, `porti
 loads chunks. They meet in `standing`, where all groups and tables stand, and in `tables`, what the log says of them;
 `trays` and `dead_letters` have the rows that were refused.
 
-All of it knows a target only by `target`. The files of one product, as `postgres` and `postgres_…`, know nothing of the
+All of it knows a target only by `target`. The package of one product, as `postgres`, knows nothing of the
 others but the values that go to and fro.
 """

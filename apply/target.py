@@ -283,8 +283,8 @@ class Target(Protocol):
 
 
 TARGETS: dict[str, str] = {
-    "postgresql": "apply.postgres:PostgresTarget",
-    "postgres": "apply.postgres:PostgresTarget",
+    "postgresql": "apply.postgres.target:PostgresTarget",
+    "postgres": "apply.postgres.target:PostgresTarget",
 }
 """Targets by the scheme of their URL: dotted names, so that a driver is imported only where it is used. Others are
 found through the entry-point group `penstock.targets`."""

@@ -121,7 +121,7 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
 
 
 def _target(pipeline: Pipeline, settings: TargetSettings, catalogue: _Catalogue | None) -> Iterator[Finding]:
-    from apply.postgres_control import prepared_tables
+    from apply.postgres.control import prepared_tables
     from engines.postgres.prerequisites import target_problems
 
     where = f"target {settings.name}"

@@ -106,7 +106,7 @@ def _try(what: str, remove: Callable[[], str]) -> Done:
 
 def _forget(pipeline: Pipeline, settings: TargetSettings) -> Callable[[], str]:
     def forget() -> str:
-        from apply.postgres_control import forget_pipeline
+        from apply.postgres.control import forget_pipeline
 
         forget_pipeline(settings, pipeline.pipeline)
         return "removed"

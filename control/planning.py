@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psycopg
 
 from apply.groups import components
-from apply.postgres_control import prepared_tables
+from apply.postgres.control import prepared_tables
 from control.registrar import fate_of
 from control.wiring import A_LOOK, exists, opened_log
 from conversion.ddl import after_load, foreign_keys, in_order, objects_made

@@ -118,7 +118,7 @@ def watch(
 
 def try_again(targets: Sequence[TargetSettings], pipeline: str) -> Iterator[str]:
     """Let the tables that have failed before try again, since what they lacked may be there now; yield what to say."""
-    from apply.postgres_control import resume_failed
+    from apply.postgres.control import resume_failed
 
     for target in targets:
         with contextlib.suppress(ReplicationError):  # who writes to the target says so

@@ -58,11 +58,11 @@ _MODULES = {
     "holder": ["snapshot.holder", "snapshot.postgres"],
     "capture": ["capture.loop", "capture.postgres"],
     "snapshot": ["snapshot.loop", "snapshot.postgres"],
-    "apply": ["apply.loop", "apply.postgres"],
+    "apply": ["apply.loop", "apply.postgres.target"],
     "trimmer": ["control.trimmer"],
     "retention": ["control.retention"],
     "registrar": ["control.registrar"],
-    "watch": ["control.watch", "apply.postgres_control"],
+    "watch": ["control.watch", "apply.postgres.control"],
 }
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import psycopg
 
-from apply.postgres_merge import DIRECT
+from apply.postgres.merge import DIRECT
 from engines.postgres.quoting import literal, quote
 from tests.matrix.cases import CASES, Case
 

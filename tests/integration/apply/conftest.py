@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from apply import postgres, postgres_letters, postgres_merge
 from apply.limits import Limits
 from apply.loop import Apply
-from apply.postgres import PostgresTarget
+from apply.postgres import letters, merge, target
+from apply.postgres.target import PostgresTarget
 from apply.target import TableProgress
 from schemas.pipeline import Prepare, TablePolicy, TargetSettings
 from schemas.states import TableState
@@ -114,8 +114,8 @@ def applied(target_db: str) -> Iterator[Applied]:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """However many changes there are, write them in each of the ways that there are."""
     if request.param != "one by one":
-        monkeypatch.setattr(postgres_merge, "DIRECT", 0)
+        monkeypatch.setattr(merge, "DIRECT", 0)
     if request.param == "binary stage":
-        for module in (postgres, postgres_letters):
+        for module in (target, letters):
             monkeypatch.setattr(module, "DIRECT", 0)
     return str(request.param)

@@ -15,7 +15,7 @@ from apply.cohort import Portion
 from apply.dead_letters import MOST_REFUSED, Letter
 from apply.loop import Apply
 from apply.portions import PortionReader, Reading
-from apply.postgres import PostgresTarget
+from apply.postgres.target import PostgresTarget
 from apply.replay import changes_of, replay
 from apply.target import Change, Redefinition
 from codec.rows import decode

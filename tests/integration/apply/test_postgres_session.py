@@ -2,7 +2,7 @@
 
 from psycopg import pq
 
-from apply.postgres_session import Session
+from apply.postgres.session import Session
 from schemas.errors import WriteConflict
 
 

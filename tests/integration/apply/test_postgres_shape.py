@@ -7,7 +7,7 @@ from typing import Any, Self
 import psycopg
 import pytest
 
-from apply.postgres_shape import Shape, shapes_of
+from apply.postgres.shape import Shape, shapes_of
 from schemas.table import TableId
 from tests.integration.apply.conftest import Applied
 

@@ -16,9 +16,9 @@ from apply.limits import Limits
 from apply.loader import Loader
 from apply.loop import Apply
 from apply.portions import PortionReader, Reading
-from apply.postgres import PostgresTarget
-from apply.postgres_control import forget_pipeline
-from apply.postgres_session import Session
+from apply.postgres.control import forget_pipeline
+from apply.postgres.session import Session
+from apply.postgres.target import PostgresTarget
 from apply.target import Change, Redefinition
 from schemas.errors import ConfigInvalid, LogRewound, TargetUnavailable
 from schemas.frontier import Admitted, Trimmed

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from apply import postgres_state
+from apply.postgres import state
 from conversion.__main__ import PRODUCTS, text
 from conversion.bookkeeping import TABLES, create_statements
 from conversion.stored import bookkeeping_statements, path_of
 
-STATEMENTS = {name: value for name, value in vars(postgres_state).items() if name.isupper() and isinstance(value, str)}
+STATEMENTS = {name: value for name, value in vars(state).items() if name.isupper() and isinstance(value, str)}
 OF_SQL = {
     *(
         "and",
@@ -101,5 +101,5 @@ def test_the_stored_statements_are_those_of_the_tables(product: str) -> None:
 
 
 def test_no_service_waits_for_sqlalchemy() -> None:
-    code = "import sys, apply.loop, apply.postgres, control.wiring; sys.exit('sqlalchemy' in sys.modules)"
+    code = "import sys, apply.loop, apply.postgres.target, control.wiring; sys.exit('sqlalchemy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

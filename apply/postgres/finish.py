@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 import psycopg
 
-from apply import postgres_state as state
-from apply.postgres_build import Builder
-from apply.postgres_session import Session
-from apply.postgres_writers import Writers
+from apply.postgres import state
+from apply.postgres.build import Builder
+from apply.postgres.session import Session
+from apply.postgres.writers import Writers
 from apply.target import TableProgress, TableRefused
 from conversion.ddl import after_load, foreign_keys, make_view, one_at_a_time
 from engines.postgres.errors import translate, translated

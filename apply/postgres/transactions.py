@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 
 import psycopg
 
-from apply.postgres_merge import Stages
-from apply.postgres_session import Session, StatementFailed
-from apply.postgres_writers import Writers
+from apply.postgres.merge import Stages
+from apply.postgres.session import Session, StatementFailed
+from apply.postgres.writers import Writers
 from apply.target import TableRefused
 from engines.postgres.errors import translate, translated
 from schemas.errors import ReplicationError, TransientError

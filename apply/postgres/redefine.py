@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from apply import postgres_state as state
-from apply.postgres_prepare import empty_table
-from apply.postgres_session import Session
-from apply.postgres_shape import misfits, require
-from apply.postgres_transactions import Transactions, refused_alone
-from apply.postgres_writers import Writers, third_name
+from apply.postgres import state
+from apply.postgres.prepare import empty_table
+from apply.postgres.session import Session
+from apply.postgres.shape import misfits, require
+from apply.postgres.transactions import Transactions, refused_alone
+from apply.postgres.writers import Writers, third_name
 from apply.target import Redefinition, TableMove, TableRefused
 from conversion.alter import additions, alter_table, emptied_partitions, new_labels
 from engines.postgres.errors import translated

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
-from apply import postgres_state as state
 from apply.dead_letters import Letter, Waiting
-from apply.postgres_build import Builder
-from apply.postgres_changes import ChangeWriter
-from apply.postgres_finish import Completion
-from apply.postgres_letters import Letters
-from apply.postgres_load import ChunkWriter
-from apply.postgres_merge import DIRECT, Stages
-from apply.postgres_prepare import Preparation
-from apply.postgres_redefine import Redefinitions
-from apply.postgres_session import Session
-from apply.postgres_transactions import Transactions
-from apply.postgres_writers import Writers
+from apply.postgres import state
+from apply.postgres.build import Builder
+from apply.postgres.changes import ChangeWriter
+from apply.postgres.finish import Completion
+from apply.postgres.letters import Letters
+from apply.postgres.load import ChunkWriter
+from apply.postgres.merge import DIRECT, Stages
+from apply.postgres.prepare import Preparation
+from apply.postgres.redefine import Redefinitions
+from apply.postgres.session import Session
+from apply.postgres.transactions import Transactions
+from apply.postgres.writers import Writers
 from apply.target import Batch, Load, Progress, Redefinition, TableMove, TableProgress, Taken
 from codec.net import Net
 from conversion.ddl import objects_statements

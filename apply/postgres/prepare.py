@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from apply import postgres_state as state
-from apply.postgres_session import Session
-from apply.postgres_shape import Shape, require
-from apply.postgres_transactions import Transactions, refused_alone
-from apply.postgres_writers import Writers
+from apply.postgres import state
+from apply.postgres.session import Session
+from apply.postgres.shape import Shape, require
+from apply.postgres.transactions import Transactions, refused_alone
+from apply.postgres.writers import Writers
 from apply.target import TableMove, TableProgress
 from conversion.ddl import create_table
 from conversion.loss import losses

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from apply.postgres_letters import Letters
-from apply.postgres_merge import Work
-from apply.postgres_session import QUEUED, Session
-from apply.postgres_writers import Writers
+from apply.postgres.letters import Letters
+from apply.postgres.merge import Work
+from apply.postgres.session import QUEUED, Session
+from apply.postgres.writers import Writers
 from apply.target import Change
 from schemas.table import TableId
 

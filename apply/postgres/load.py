@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 
 import psycopg
 
-from apply import postgres_state as state
 from apply.dead_letters import Tray, keyed_batch
-from apply.postgres_letters import Letters
-from apply.postgres_merge import COLLISIONS, Work, Writer
-from apply.postgres_session import Session
-from apply.postgres_transactions import Transactions
-from apply.postgres_writers import Writers
+from apply.postgres import state
+from apply.postgres.letters import Letters
+from apply.postgres.merge import COLLISIONS, Work, Writer
+from apply.postgres.session import Session
+from apply.postgres.transactions import Transactions
+from apply.postgres.writers import Writers
 from apply.target import Change, Load, TableRefused
 from codec.copy import load_rows
 from codec.net import Net

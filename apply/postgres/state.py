@@ -14,7 +14,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from apply.dead_letters import Letter, Waiting, key_text
-from apply.postgres_session import QUEUED, Session
+from apply.postgres.session import QUEUED, Session
 from apply.target import GroupMove, Load, Progress, TableMove, TableProgress
 from codec.layout import Layout
 from conversion.stored import bookkeeping_statements

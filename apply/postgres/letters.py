@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
-from apply import postgres_state as state
 from apply.dead_letters import Bundle, Keyed, Letter, Refusal, Tray, net_of
-from apply.postgres_merge import COLLISIONS, DIRECT, Work, Writer
-from apply.postgres_session import Session
-from apply.postgres_transactions import Transactions
-from apply.postgres_writers import Writers
+from apply.postgres import state
+from apply.postgres.merge import COLLISIONS, DIRECT, Work, Writer
+from apply.postgres.session import Session
+from apply.postgres.transactions import Transactions
+from apply.postgres.writers import Writers
 from apply.target import Change, TableRefused, Taken
 from schemas.errors import ReplicationError, RowError
 from schemas.table import TableId

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import pq
 
-from apply.postgres_session import QUEUED, Session, StatementFailed
-from apply.postgres_shape import Shape
+from apply.postgres.session import QUEUED, Session, StatementFailed
+from apply.postgres.shape import Shape
 from apply.target import Change, TableRefused
 from codec.net import Net
 from engines.postgres.quoting import quote

@@ -6,9 +6,9 @@ import zlib
 from collections.abc import Collection
 
 from apply.narrowing import Narrowed
-from apply.postgres_merge import Stages, Writer
-from apply.postgres_session import Session
-from apply.postgres_shape import Shape, misfits, require, shapes_of
+from apply.postgres.merge import Stages, Writer
+from apply.postgres.session import Session
+from apply.postgres.shape import Shape, misfits, require, shapes_of
 from apply.target import TableRefused
 from engines.postgres.errors import translated
 from schemas.errors import SchemaUnsupported

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import psycopg
 
-from apply import postgres_state as state
+from apply.postgres import state
 from engines.postgres.connect import connect
 from engines.postgres.errors import translated
 from schemas.pipeline import TargetSettings
