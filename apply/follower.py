@@ -11,7 +11,7 @@ from apply.portions import PortionReader, Reading
 from apply.standing import Standing
 from apply.stats import Stats
 from apply.tables import TargetTables
-from apply.target import Batch, TableRefused
+from apply.target import Batch, TableProgress, TableRefused
 from apply.trays import Trays
 from schemas.errors import LOAD_AGAIN, LOAD_TABLE_AGAIN, LogRewound, RowError
 from schemas.pipeline import Ddl
@@ -19,7 +19,7 @@ from schemas.states import TableState
 from schemas.table import TableId
 from transport.log import Log, LogReader
 from transport.topics import Topics
-from transport.views import read_trimmed
+from transport.views import Registered, read_trimmed
 
 
 class Follower:
@@ -158,6 +158,8 @@ class Follower:
         if version is None:
             return Wanted.NO
         progress = self._standing.tables[version.id]
+        if is_of_the_one_before(version, progress):
+            return Wanted.NO
         if progress.state is TableState.LIVE:
             if progress.group not in cohort.groups:
                 return Wanted.NO
@@ -311,3 +313,9 @@ class Follower:
 def forgotten() -> LogRewound:
     """Say why a table that had failed, or was not in the file for a while, can't go on."""
     return LogRewound("what it needs was forgotten while it had failed or was left out", remedy=LOAD_TABLE_AGAIN)
+
+
+def is_of_the_one_before(version: Registered, progress: TableProgress) -> bool:
+    """Whether a version tells of the end of a table that had the name before: what the target has by now was made
+    again, and registered behind that. It may have been loaded before the frontier came by that names the end."""
+    return version.table.dropped and version.schema_id < progress.schema_id
