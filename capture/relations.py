@@ -366,20 +366,20 @@ class Relations:
         joined = [leaf for leaf in table.leaves if leaf.oid not in before] if table.definition.partition_key else []
         moved = [leaf for leaf in table.leaves if leaf.oid in before and leaf.node != before[leaf.oid].node]
         said = self._said.get(table.id, SILENCE)
-        refused = ""
+        refused = unknown = ""
         for leaf in joined:
             query = OLDER.replace("{leaf}", quote(*leaf.id))
             if self._owners.get(leaf.oid, table.id) != table.id:
                 refused = f"{leaf.id} was copied as a table of its own, and is a partition of this one now"
             elif ask(connection, query, oid=leaf.oid) != [(False,)]:
                 refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
-        if moved and not said.bare and (unknown := _unknown_column(connection, last, table)):
+        if moved and not said.bare and not refused and (unknown := _unknown_column(connection, last, table)):
             refused = f"column {unknown} was added, and what the rows that were there hold in it is not known"
         writers = _writers(last, table)
         for leaf in moved:
             if said.computed or (writers and not said.cast and _rewrote(connection, writers, before[leaf.oid], leaf)):
-                refused = f"{leaf.id} {COMPUTED}"
-        return Since(rewritten=bool(moved), recast=said.cast, refused=refused)
+                refused, unknown = f"{leaf.id} {COMPUTED}", ""
+        return Since(rewritten=bool(moved), recast=said.cast, refused=refused, column=unknown)
 
     def _adopt(self, connection: psycopg.Connection, relation: Relation, xid: int) -> TableId | None:
         """Find out whether an unknown relation is a partition that was added to one of our tables.
@@ -481,9 +481,9 @@ def _is_known(table: Table, passed: int) -> bool:
     return table.since is None or table.since.passed < passed
 
 
-def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -> str | None:
+def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -> str:
     """Return a column that a table has got since the last version, and that some row may have got a value in that the
-    stream does not tell; the table was rewritten meanwhile.
+    stream does not tell; the table was rewritten meanwhile. Empty if there is none.
 
     Where nothing is rewritten the catalogue keeps, apart, what older rows hold in a new column. Else they hold it
     themselves, and a default that it came from may be gone. Yet if no row has a value there now, none had one that
@@ -502,7 +502,7 @@ def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -
                 held = True  # it has just got another name, or is gone
             if held:
                 return details[number].name
-    return None
+    return ""
 
 
 def _as_written(table: Table, told: Told) -> Table:

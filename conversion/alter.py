@@ -60,6 +60,12 @@ def renamed_labels(old: Objects, new: Objects) -> list[str]:
     ]
 
 
+def require_told(table: Table) -> None:
+    """Raise `SchemaUnsupported` if rows have become others where this version begins, of which nothing is told."""
+    if table.since is not None and table.since.refused:
+        raise SchemaUnsupported(f"{table.id}: {table.since.refused}", remedy=RELOAD.format(table=table.id))
+
+
 def alter_table(old: Table, new: Table, *, made: bool, empty: bool = False, version: int = NEWEST) -> list[str]:
     """Return what makes of a table as `old` one as `new`, in this order, in one transaction. Of one that is not `made`
     by us the key, and what holds its rows, are not ours to change.
@@ -67,8 +73,8 @@ def alter_table(old: Table, new: Table, *, made: bool, empty: bool = False, vers
     Raises `SchemaUnsupported` where the target's rows would not be what the source's are, unless there are none.
     """
     since = new.since or Since()
-    if since.refused and not empty:
-        raise SchemaUnsupported(f"{new.id}: {since.refused}", remedy=RELOAD.format(table=new.id))
+    if not empty:
+        require_told(new)
     if new.dropped:
         return [f"drop table if exists {quote(*old.name)}"]
     statements = [*_name(old.name, new.name)]

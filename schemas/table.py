@@ -133,6 +133,7 @@ class Since(_Model):
     rewritten: bool = False  # the source may have changed rows without a word
     recast: bool = False  # columns of another type got it by its default cast, by nothing else
     refused: str = ""  # why rows that are at a target can't be brought from the version before to this one
+    column: str = ""  # the only one that this is about, if it was added
     passed: int = 0  # the source position that capture had come to: its frontiers beyond name this version, if it lived
 
 

@@ -9,7 +9,7 @@ from apply.postgres.shape import misfits, require
 from apply.postgres.transactions import Transactions, refused_alone
 from apply.postgres.writers import Writers, third_name
 from apply.target import Redefinition, TableMove, TableRefused
-from conversion.alter import additions, alter_table, emptied_partitions, new_labels
+from conversion.alter import additions, alter_table, emptied_partitions, new_labels, require_told
 from engines.postgres.errors import translated
 from engines.postgres.quoting import quote
 from schemas.errors import SchemaUnsupported
@@ -57,7 +57,11 @@ class Redefinitions:
                 # They are about rows that are gone.
                 state.queue_forgetting(self._session, self._key, after.id)
             if piece.ddl is Ddl.IGNORE:
-                after = self._writers.accepted(piece.after).table
+                about = after.since.column if after.since else ""
+                accepted = self._writers.accepted(piece.after).table
+                if not about or about in {column.name for column in accepted.columns}:
+                    require_told(after)  # a definition may be left alone, rows may not
+                after = accepted
             elif piece.ddl is Ddl.APPLY:
                 if after.name != before.name:
                     before = self._make_way(before, after.name, piece.displaces)
