@@ -56,16 +56,16 @@ class Versions:
     for."""
 
     def __init__(self, reader: LogReader, topics: Topics) -> None:
-        self._reader, self._partition, self._next = reader, topics.tables, 0
+        self._reader, self._partition, self.next = reader, topics.tables, 0
         self.ids: dict[int, TableId] = {}  # by the id of the row schema
         self.oids: dict[TableId, set[int]] = defaultdict(set)
         self.drops: dict[TableId, int] = {}  # the row schema by which capture told last that a table was dropped
 
     def refresh(self) -> None:
         """Read on in `p.tables`."""
-        while records := self._reader.records(self._partition, self._next):
+        while records := self._reader.records(self._partition, self.next):
             for record in records:
-                self._next = record.offset + 1
+                self.next = record.offset + 1
                 if record.value is not None:
                     found = _Numbers.model_validate_json(decode_control(record.value).table)
                     self.ids[value_schema_id(record.offset)] = found.id
@@ -98,6 +98,16 @@ class Chooser:
         self._writer = self._stack.enter_context(log.writer("control"))
         self._versions, self._choices = Versions(reader, self._topics), Choices()
         self._source: psycopg.Connection | None = None
+        self._read = -1, -1
+        self.chosen: dict[TableId, int] = {}
+        """The tables that the pipeline has, with the versions that they were published with."""
+        self.dropped: set[TableId] = set()
+        """Those of them that were dropped at the source since they were published, as capture has told: what is made
+        under such a name again may be taken over."""
+        self.ever_chosen: set[TableId] = set()
+        """All that it has, or had."""
+        self.oids_taken: set[int] = set()
+        """The source's numbers of these, but of those that were dropped, and of all that has ever held their rows."""
         self.refresh()
 
     def close(self) -> None:
@@ -107,9 +117,17 @@ class Chooser:
     # ------------------------------------------------------------------------------------------- what there is
 
     def refresh(self) -> None:
-        """Read what the log says by now."""
+        """Read what the log says by now; where that is nothing new, it costs next to nothing."""
         self._choices.refresh(self._reader, self._topics)
         self._versions.refresh()
+        if (self._choices.next, self._versions.next) == self._read:
+            return
+        self._read = self._choices.next, self._versions.next
+        ids, drops = self._versions.ids, self._versions.drops
+        self.chosen = {ids[n]: n for n in self._choices.tables_of(self._setup)}
+        self.dropped = {id for id, n in self.chosen.items() if drops.get(id, -1) > n}
+        self.ever_chosen = {ids[n] for n in self._setup.tables} | self._choices.added
+        self.oids_taken = self.oids(self.ever_chosen - self.dropped)
 
     @property
     def patterns(self) -> tuple[str, ...]:
@@ -125,22 +143,6 @@ class Chooser:
     def last(self) -> Chosen | None:
         """What told last what the pipeline has; None if that is what it began with."""
         return self._choices.last
-
-    @property
-    def chosen(self) -> dict[TableId, int]:
-        """The tables that the pipeline has, with the versions that they were published with."""
-        return {self._versions.ids[n]: n for n in self._choices.tables_of(self._setup)}
-
-    @property
-    def dropped(self) -> set[TableId]:
-        """Those of them that were dropped at the source since they were published, as capture has told: what is made
-        under such a name again may be taken over."""
-        return {id for id, n in self.chosen.items() if self._versions.drops.get(id, -1) > n}
-
-    @property
-    def ever_chosen(self) -> set[TableId]:
-        """All that it has, or had."""
-        return {self._versions.ids[n] for n in self._setup.tables} | self._choices.added
 
     def oids(self, ids: Iterable[TableId]) -> set[int]:
         """Return the source's numbers of tables, and of all that has ever held their rows."""

@@ -158,15 +158,17 @@ class Registrar:
     def _look(self, chooser: Chooser) -> None:
         chooser.refresh()
         self._withdraw(chooser)
-        known = chooser.ever_chosen - chooser.dropped
         with translated("source", "looking for new tables"):
             there = present(chooser.source)
-            unknown = self._settled(there - chooser.oids(chooser.ever_chosen))
+            unknown = self._settled(there - chooser.oids_taken)
             fitting = [new for new in newcomers(chooser.source, unknown, chooser.publications) if self._fits(new.id)]
+            found = {}
             for new in fitting:
-                if new.id in known and chooser.oids([new.id]) & there:
+                if new.id not in chooser.ever_chosen or new.id in chooser.dropped:
+                    if self._is_wanted(new.id):
+                        found[new.id] = new
+                elif chooser.oids([new.id]) & there:
                     self._judge_name(chooser, new.id)
-            found = {new.id: new for new in fitting if new.id not in known and self._is_wanted(new.id)}
             candidates = tables(chooser.source, found.__contains__) if found else []
         taken = [table.id for table in candidates if self._can_be_taken(table, found[table.id])]
         if taken:

@@ -183,13 +183,16 @@ def test_what_a_file_or_a_table_does_not_allow_is_told_once(simple: Project) -> 
 def test_a_table_that_is_dropped_and_made_again_comes_over(simple: Project) -> None:
     begin(simple, "again", "kept", more='rules:\n  - {tables: ["shop.kept"], ddl: pause-table}\n')
     run, file = simple.running[0], str(simple.file)
-    with psycopg.connect(simple.source, autocommit=True) as source:
+    with psycopg.connect(simple.source, autocommit=True) as source, psycopg.connect(simple.source) as writing:
+        writing.execute("insert into shop.first values (1)")  # what is published is awaited for as long as that runs
         for name in ("again", "kept"):
             source.execute(f"insert into shop.{name} values (1), (2)".encode())
             source.execute(f"drop table shop.{name}".encode())
             source.execute(f"create table shop.{name} (id int primary key, note text)".encode())
             source.execute(f"insert into shop.{name} values (2, 'again')".encode())
+        simple.wait_until("publishing", lambda: one(simple.source, PUBLISHED.format("shop.again")) == 1, run)
         kill(simple, "registrar")
+        writing.commit()
         there = "select count(*) from information_schema.columns where table_name = 'again' and column_name = 'note'"
         simple.wait_until("it", lambda: one(simple.target, there) == 1 and live(simple) == 3, run)
         source.execute("update shop.again set note = 'followed'")
