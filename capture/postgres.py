@@ -19,7 +19,7 @@ from psycopg import pq
 from capture.caretaker import Caretaker, publications_fit
 from capture.definitions import Definitions
 from capture.history import require_same
-from capture.relations import Relations, matches
+from capture.relations import Relations, matches, reorders, same_partitions
 from capture.source import Step
 from capture.tables import TableVersions
 from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, MESSAGE, RELATION, TRUNCATE, ChangeDecoder, Relation
@@ -42,7 +42,7 @@ from schemas.errors import (
     ValueUnsupported,
 )
 from schemas.frontier import NO_COMMIT, Commit, Setup
-from schemas.table import TableId
+from schemas.table import Table, TableId
 from transport.log import Block, Partition
 from transport.views import Registered
 
@@ -183,6 +183,7 @@ class PostgresSource:
         self._epoch, self._last = epoch, last
         self._partitions: list[Partition] = []
         self._bound: dict[int, tuple[TableId, Relation]] = {}
+        self._going_on: dict[TableId, Table] = {}  # a version that has the partitions which bound rows go on with
         self._left_out = {table.id for table in self._relations.left_out()}
         self._carry_at = 0.0  # when it is looked again whether one of these is to be carried
         stream.nonblocking = 1
@@ -439,6 +440,9 @@ class PostgresSource:
         self._bound[relation.oid] = version.id, relation
         if version.left_out is None:
             self._decoder.bind(relation.oid, version.layout, self._slot(version))
+            before = self._going_on.setdefault(version.id, version.table)
+            if not same_partitions(before, version.table) and self._relations.is_current(version):
+                self._go_on_with(version)
         else:
             self._left_out.add(version.id)
             self._decoder.leave_out(relation.oid, version.layout, self._slot(version))
@@ -485,11 +489,18 @@ class PostgresSource:
     def _append(self, version: Registered) -> None:
         """Record that a table is another one from here on, and let the rows that follow be of that version."""
         self._decoder.append_definition(version.layout, self._slot(version))
+        self._go_on_with(version)
+
+    def _go_on_with(self, version: Registered) -> None:
+        """Let the rows that follow be of this version, or of one with the same partitions."""
+        self._going_on[version.id] = version.table
         planned = self._relations.published(version.id)
         for oid, (id, relation) in list(self._bound.items()):
             # The stream describes it once more before the next row, if it is not what it was.
             if id == version.id and matches(version.table, relation, planned):
                 self._decoder.bind(oid, version.layout, self._slot(version))
+            elif id == version.id and reorders(version.table, relation):
+                self._bind(relation)
             elif id != version.id and self._relations.owner(oid) == version.id:
                 self._bind(relation)  # a table of its own until it was attached to this one
 

@@ -108,6 +108,14 @@ def matches(table: Table, relation: Relation, planned: Identity) -> bool:
     return identity is not Identity.KEY or _flagged(relation) == table.key
 
 
+def reorders(table: Table, relation: Relation) -> bool:
+    """Whether the relation is a leaf of this version that has its columns in another order."""
+    if all(leaf.oid != relation.oid for leaf in table.leaves):
+        return False
+    sent = [(column.name, column.type_oid, column.type_modifier) for column in relation.columns]
+    return sent != _shapes(table) and sorted(sent) == sorted(_shapes(table))
+
+
 def _flagged(relation: Relation) -> tuple[int, ...]:
     return tuple(i for i, column in enumerate(relation.columns) if column.is_key)
 
@@ -236,9 +244,21 @@ class Relations:
 
     def _fitting(self, id: TableId, relation: Relation) -> Registered | None:
         """Return the latest version that fits: after a restart relations come again as they were then, and leaves of
-        one root may differ in the order of their columns."""
-        planned = self.published(id)
-        return next((v for v in reversed(self._tables.of(id)) if matches(v.table, relation, planned)), None)
+        one root may differ in the order of their columns.
+
+        It has the partitions that the table has by now: with a row of one that has not, targets would drop what has
+        come since. Only a leaf that is none any more has rows of older versions.
+        """
+        planned, versions = self.published(id), self._tables.of(id)
+        gone = all(leaf.oid != relation.oid for leaf in versions[-1].table.leaves)
+        return next(
+            (v for v in reversed(versions) if matches(v.table, relation, planned) and (gone or self.is_current(v))),
+            None,
+        )
+
+    def is_current(self, version: Registered) -> bool:
+        """Whether a version has the partitions that its table has by now."""
+        return same_partitions(version.table, self._last(version.id))
 
     def tell(self, message: Message) -> list[Registered]:
         """Take note of what the event trigger has said, and return versions that begin with it: of tables whose rows
@@ -271,12 +291,7 @@ class Relations:
         labels = table.objects.labels if table.objects else ()
         if _essence(table) == _essence(last) and all(self._labels.get(type) == now for type, now in labels):
             return None
-        left = {p.oid: p.id for p in last.definition.partitions} if table.definition.partition_key else {}
-        for partition in table.definition.partitions:
-            left.pop(partition.oid, None)
-        since = self._since(connection, last, table)
-        since = since.model_copy(update={"detached": tuple(left[oid] for oid in definitions.names(connection, left))})
-        return self._register(table.model_copy(update={"since": since}))
+        return self._register(table.model_copy(update={"since": self._since(connection, last, table)}))
 
     def emptied(self, id: TableId, leaves: Iterable[int]) -> Registered:
         """Return a version that begins with some of the table's partitions being emptied."""
@@ -379,7 +394,11 @@ class Relations:
         for leaf in moved:
             if said.computed or (writers and not said.cast and _rewrote(connection, writers, before[leaf.oid], leaf)):
                 refused, unknown = f"{leaf.id} {COMPUTED}", ""
-        return Since(rewritten=bool(moved), recast=said.cast, refused=refused, column=unknown)
+        left = {p.oid: p.id for p in last.definition.partitions} if table.definition.partition_key else {}
+        for partition in table.definition.partitions:
+            left.pop(partition.oid, None)
+        detached = tuple(left[oid] for oid in definitions.names(connection, left)) if left else ()
+        return Since(rewritten=bool(moved), recast=said.cast, refused=refused, column=unknown, detached=detached)
 
     def _adopt(self, connection: psycopg.Connection, relation: Relation, xid: int) -> TableId | None:
         """Find out whether an unknown relation is a partition that was added to one of our tables.
@@ -407,7 +426,7 @@ class Relations:
         versions = [version.table for version in self._tables.of(id)]
         grown = next((table for table in reversed(versions) if _shapes(table) == _shapes(fresh)), last)
         definition = grown.definition.model_copy(update={"partitions": fresh.definition.partitions})
-        grown = grown.model_copy(update={"leaves": (*grown.leaves, leaf), "definition": definition})
+        grown = grown.model_copy(update={"leaves": (*last.leaves, leaf), "definition": definition})
         self._register(grown.model_copy(update={"since": self._since(connection, last, grown)}))
         return id
 
@@ -551,6 +570,15 @@ def _shapes(table: Table) -> list[tuple[str, int, int]]:
     return [_shape(column) for column in table.columns]
 
 
+def same_partitions(one: Table, other: Table) -> bool:
+    """Whether two versions have the same partitions."""
+    return one.definition.partitions is other.definition.partitions or _partitions(one) == _partitions(other)
+
+
+def _partitions(table: Table) -> set[tuple[TableId, TableId, str, int]]:
+    return {(p.id, p.parent, p.bound, p.oid) for p in table.definition.partitions}
+
+
 def _essence(table: Table) -> object:
     """Return what a target's table may be another one by: versions that are equal in this need not be told apart."""
     definition = table.definition
@@ -567,7 +595,7 @@ def _essence(table: Table) -> object:
         {(leaf.id, leaf.oid) for leaf in table.leaves},
         columns,
         {(c.name, c.definition) for c in definition.restrictions},
-        {(p.id, p.parent, p.bound, p.oid) for p in definition.partitions},
+        _partitions(table),
         {(c.number, c.written) for c in definition.columns},  # so that what is compared later is not older than need be
     )
 

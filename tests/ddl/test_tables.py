@@ -28,6 +28,7 @@ STEPS = {
     "dropped": ["update shop.dropped set note = 'last'", "drop table shop.dropped"],
     "emptied": ["truncate shop.emptied restart identity cascade", "insert into shop.emptied values (1, 'x')"],
     "grown": [
+        "update shop.grown set note = 'before' where id % 100 = 0",
         "create table shop.grown_3 partition of shop.grown for values from (2000) to (3000)",
         "insert into shop.grown values (2001, 'x'), (1, 'y')",
         "create table shop.grown_4 (id int primary key, note text);"

@@ -34,6 +34,7 @@ class Captured(NamedTuple):
     table: str
     change: Change
     columns: tuple[str, ...]
+    partitions: tuple[str, ...]  # that its version has
 
     @property
     def after(self) -> dict[str, str | None] | None:
@@ -152,7 +153,8 @@ class World:
                         assert change.position <= frontier.position
                         assert change.xid <= frontier.max_xid
                         names = tuple(column.name for column in version.table.columns)
-                        found.append(Captured(str(version.table.id), change, names))
+                        parts = tuple(partition.id.name for partition in version.table.definition.partitions)
+                        found.append(Captured(str(version.table.id), change, names, parts))
                 assert schemas == set(r.schemas)
         return found
 
