@@ -82,6 +82,8 @@ select exists (select from pg_attribute t, unnest(%(writers)s::text[]::xid[]) w 
 # Whoever rewrites a table for another reason leaves to each row the transaction that wrote it.
 WRITTEN = "select exists (select from only {leaf} where xmin = any (%(writers)s::text[]::xid[]))"
 
+UNKNOWN = "column {column} was added, and what the rows that were there hold in it is not known"
+
 COMPUTED = "was rewritten to give a column another type, or other values of its type; what they have become is not told"
 
 VISIBLE_SECONDS = 2.0
@@ -389,7 +391,7 @@ class Relations:
             elif ask(connection, query, oid=leaf.oid) != [(False,)]:
                 refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
         if moved and not said.bare and not refused and (unknown := _unknown_column(connection, last, table)):
-            refused = f"column {unknown} was added, and what the rows that were there hold in it is not known"
+            refused = UNKNOWN.format(column=unknown)
         writers = _writers(last, table)
         for leaf in moved:
             if said.computed or (writers and not said.cast and _rewrote(connection, writers, before[leaf.oid], leaf)):
@@ -482,6 +484,14 @@ class Relations:
             update={"leaves": tuple(leaf.model_copy(update=now.get(leaf.oid, {})) for leaf in leaves)}
         )
         since = self._since(connection, old, seen)
+        if (
+            identity is Identity.FULL
+            and not key
+            and not since.refused
+            and (unknown := _gone_again(old, fresh, columns))
+        ):
+            # Only by all their values such rows are found.
+            since = since.model_copy(update={"refused": UNKNOWN.format(column=unknown), "column": unknown})
         # Where the catalogue has gone on, what rewrote the rows may be still to come in the stream, and then they must
         # not seem untouched: as long as that is not certain, they lie where they lay.
         return (seen if _is_current(fresh, columns) else changed).model_copy(update={"since": since})
@@ -522,6 +532,13 @@ def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -
             if held:
                 return details[number].name
     return ""
+
+
+def _gone_again(old: Table, fresh: Table, columns: Iterable[Column]) -> str:
+    """Return a column that has come since the last version, and is gone from the catalogue by now, alone or with its
+    table: nobody can tell what older rows held in it. Empty if there is none."""
+    known = _details(old).keys() | _details(fresh).keys()
+    return next((column.name for column in columns if column.number and column.number not in known), "")
 
 
 def _as_written(table: Table, told: Told) -> Table:

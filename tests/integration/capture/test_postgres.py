@@ -113,6 +113,28 @@ def test_a_table_without_key_and_with_full_identity_has_whole_old_rows(world: Wo
     assert delete.before == ("2", None)
 
 
+def test_a_column_that_is_gone_before_anybody_looked_stops_a_table_whose_rows_are_found_by_it(world: World) -> None:
+    world.run(
+        "create table public.t (a int)",
+        "create table public.k (a int primary key)",
+        "alter table public.t replica identity full",
+        "alter table public.k replica identity full",
+        "insert into public.t values (1)",
+        "insert into public.k values (1)",
+    )
+    world.prepare()
+    for t in "tk":
+        world.run(
+            f"alter table public.{t} add more text default 'm'",
+            f"update public.{t} set a = 2",
+            f"alter table public.{t} drop more",
+        )
+    world.catch_up(world.capture())
+    refused = {t: [v.since.refused for v in world.versions(f"public.{t}") if v.since] for t in "tk"}
+    assert "column more was added, and what the rows that were there hold in it is not known" in refused["t"]
+    assert not any(refused["k"])
+
+
 def test_a_table_without_any_identity_gives_its_inserts(world: World) -> None:
     world.run("create table public.t (a int)")
     world.prepare()
