@@ -12,7 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from conversion.ddl import column_definition, if_there, key_constraint, objects_statements, partition_statement
+from conversion.ddl import (
+    column_definition,
+    if_there,
+    key_constraint,
+    objects_statements,
+    partition_statement,
+    partitions_of,
+)
 from engines.postgres.connect import NEWEST
 from engines.postgres.quoting import literal, quote
 from schemas.errors import SchemaUnsupported
@@ -295,8 +302,9 @@ def _numbers(constraint: Constraint, table: Table) -> list[int]:
 
 def _partitions(old: Table, new: Table, since: Since) -> list[str]:
     """Return what lets the target's table have the partitions that the source's has."""
-    before = {partition.oid: partition for partition in old.definition.partitions}
-    after = {partition.oid: partition for partition in new.definition.partitions}
+    before = {partition.oid: partition for partition in partitions_of(old)}
+    after = {partition.oid: partition for partition in partitions_of(new)}
+    names = {old.name: new.name} | {partition.id: after[oid].id for oid, partition in before.items() if oid in after}
     gone = [partition for oid, partition in before.items() if oid not in after]
     statements: list[str] = []
     for oid, partition in before.items():
@@ -305,7 +313,8 @@ def _partitions(old: Table, new: Table, since: Since) -> list[str]:
     dropped = {partition.id for partition in gone if partition.id not in since.detached}
     for partition in gone:
         if partition.id in since.detached:
-            statements.append(f"alter table {quote(*partition.parent)} detach partition {quote(*partition.id)}")
+            parent = names.get(partition.parent, partition.parent)
+            statements.append(f"alter table {quote(*parent)} detach partition {quote(*partition.id)}")
         elif partition.parent not in dropped:
             statements.append(f"drop table {quote(*partition.id)}")
     return statements + [_attach(partition) for oid, partition in after.items() if oid not in before]

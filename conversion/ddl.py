@@ -91,7 +91,7 @@ def create_table(table: Table, objects: Objects | None = None, *, version: int =
         + (f" inherits ({inherits})" if inherits else "")
         + (f" partition by {definition.partition_key}" if definition.partition_key else "")
     )
-    statements = [statement, *map(partition_statement, definition.partitions)]
+    statements = [statement, *map(partition_statement, partitions_of(table))]
     statements += [index.definition for index in definition.indexes if _is_key(table, index)]
     statements += [
         f"alter sequence {quote(*column.sequence)} owned by {quote(*table.name, column.name)}"
@@ -226,6 +226,14 @@ def _identity_options(column: ColumnDetails, options: dict[TableId, str]) -> str
     if text.startswith("as "):  # the column says the type
         text = text.split(" ", 2)[2]
     return f" (sequence name {quote(*column.sequence)}{' ' + text if text else ''})"
+
+
+def partitions_of(table: Table) -> tuple[Partitioned, ...]:
+    """Return the partitions of a table as parts of it by the name that it has in this version: the source may call it
+    otherwise, since or before it said so."""
+    parts = table.definition.partitions
+    ids = {part.id for part in parts}
+    return tuple(p if p.parent in ids else p.model_copy(update={"parent": table.name}) for p in parts)
 
 
 def partition_statement(partition: Partitioned) -> str:

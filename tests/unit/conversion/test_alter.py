@@ -1,7 +1,7 @@
 """What carries a new version of a table to a target, where the text alone tells whether that is right."""
 
 from conversion.alter import alter_table, loosened
-from schemas.table import Column, ColumnDetails, Constraint, Definition, Table, TableId
+from schemas.table import Column, ColumnDetails, Constraint, Definition, Partitioned, Since, Table, TableId
 from schemas.types import Kind
 
 ID = TableId("shop", "parts")
@@ -67,3 +67,33 @@ def test_what_refuses_rows_and_is_gone_at_the_source_may_go_early_but_never_the_
     nullable = tuple(column.model_copy(update={"nullable": True}) for column in new.definition.columns)
     keyless = new.model_copy(update={"definition": Definition(columns=nullable)})
     assert loosened(new, keyless) == new
+
+
+def test_partitions_are_those_of_the_table_by_the_name_that_it_has_there() -> None:
+    def table(name: str, parent: str, *parts: str, detached: tuple[str, ...] = ()) -> Table:
+        found = tuple(
+            Partitioned(id=TableId("shop", part), parent=TableId("shop", parent), bound=f"for {part}", oid=oid)
+            for oid, part in enumerate(("first", "second"), 1)
+            if part in parts
+        )
+        since = Since(detached=tuple(TableId("shop", part) for part in detached))
+        return Table(
+            id=ID,
+            renamed=TableId("shop", name),
+            columns=(),
+            key=(),
+            definition=Definition(partitions=found),
+            since=since,
+        )
+
+    # The table was renamed, and another one may have its name.
+    assert alter_table(table("parts", "parts", "first"), table("pieces", "pieces", detached=("first",)), made=True) == [
+        'alter table "shop"."parts" rename to "pieces"',
+        'alter table "shop"."pieces" detach partition "shop"."first"',
+    ]
+    # It waits under a third name, or the catalogue was read when it had another one already.
+    (attached,) = alter_table(table("aside", "parts", "first"), table("aside", "pieces", "first", "second"), made=True)
+    assert 'alter table "shop"."aside" attach partition "shop"."second"' in attached
+    assert 'create table "shop"."second" partition of "shop"."aside"' in attached
+    (detached,) = alter_table(table("aside", "parts", "first"), table("aside", "x", detached=("first",)), made=True)
+    assert detached == 'alter table "shop"."aside" detach partition "shop"."first"'
