@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from control.wiring import A_LOOK, exists, opened_log
 from schemas.errors import ConfigInvalid, ReplicationError
 from schemas.pipeline import Pipeline, Prepare, TargetSettings, matches
-from schemas.table import Objects, Table, TableId
+from schemas.table import Objects, SetupObjects, Table, TableId
 from snapshot import rules
 from transport.log import Log
 from transport.topics import Topics
@@ -32,7 +32,7 @@ def check_all(pipeline: Pipeline) -> list[Finding]:
     """
     found = list(_source(pipeline))
     catalogue = _catalogue(pipeline)
-    found += _log(pipeline, catalogue.tables if catalogue else [])
+    found += _log(pipeline, catalogue[1] if catalogue else [])
     for target in pipeline.targets:
         found += _target(pipeline, target, catalogue)
     return found
@@ -47,17 +47,11 @@ def _source(pipeline: Pipeline) -> Iterator[Finding]:
         yield Finding("source", problem.what.removeprefix("source: "), problem.remedy, problem.severity == "error")
 
 
-class _Catalogue(NamedTuple):
-    """The source's chosen tables, and what those rest on that a target takes, by its choice."""
-
-    tables: list[Table]
-    objects: dict[tuple[str, ...], Objects]
-
-
-def _catalogue(pipeline: Pipeline) -> _Catalogue | None:
-    """Return what the source has; None if it can't be asked, which has been told already."""
-    from engines.postgres.catalogue import objects, tables
-    from engines.postgres.companions import with_companions
+def _catalogue(pipeline: Pipeline) -> tuple[SetupObjects, list[Table]] | None:
+    """Return the source's chosen tables, and what those rest on that each target takes; None if it can't be asked,
+    which has been told already."""
+    from engines.postgres.catalogue import tables
+    from engines.postgres.companions import for_choices
     from engines.postgres.connect import connect
     from engines.postgres.errors import translated
 
@@ -71,20 +65,12 @@ def _catalogue(pipeline: Pipeline) -> _Catalogue | None:
             every = tables(connection, lambda _: True)
             pipeline.require_matches(table.id for table in every)
             chosen = [table for table in every if pipeline.chooses(table.id)]
-            rests_on: dict[tuple[str, ...], Objects] = {}
-            for choice in {target.tables for target in pipeline.targets}:
-                taken = [table for table in chosen if matches(table.id, choice)]
-                made = objects(connection, taken)
-                rests_on[choice] = with_companions(connection, made, taken, _both(pipeline, choice))
-            return _Catalogue(chosen, rests_on)
+            choices = {target.tables for target in pipeline.targets if target.tables}
+            return for_choices(connection, chosen, pipeline.chooses, choices), chosen
     except ConfigInvalid:
         raise
     except ReplicationError:
         return None
-
-
-def _both(pipeline: Pipeline, choice: tuple[str, ...]) -> Callable[[TableId], bool]:
-    return lambda id: pipeline.chooses(id) and matches(id, choice)
 
 
 def _log(pipeline: Pipeline, chosen: list[Table]) -> Iterator[Finding]:
@@ -120,14 +106,16 @@ def _newcomers(pipeline: Pipeline, log: Log, chosen: list[Table]) -> Iterator[Fi
             yield Finding("source", problem, remedy, False)
 
 
-def _target(pipeline: Pipeline, settings: TargetSettings, catalogue: _Catalogue | None) -> Iterator[Finding]:
+def _target(
+    pipeline: Pipeline, settings: TargetSettings, catalogue: tuple[SetupObjects, list[Table]] | None
+) -> Iterator[Finding]:
     from apply.postgres.control import prepared_tables
     from engines.postgres.prerequisites import target_problems
 
     where = f"target {settings.name}"
-    tables = [table for table in catalogue.tables if matches(table.id, settings.tables)] if catalogue else []
+    tables = [table for table in catalogue[1] if matches(table.id, settings.tables)] if catalogue else []
     makes = settings.prepare in {Prepare.CREATE, Prepare.DROP_AND_CREATE}
-    needed = catalogue.objects[settings.tables] if catalogue and makes else None
+    needed = catalogue[0].of_choice(settings.tables) if catalogue and makes else None
     prepared: set[TableId] = set()
     with contextlib.suppress(ReplicationError):  # told by what is asked next
         prepared = prepared_tables(settings, pipeline.pipeline)

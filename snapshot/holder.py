@@ -26,9 +26,9 @@ from schemas.errors import (
     TransientError,
 )
 from schemas.frontier import Admitted, Claim, Setup, SnapshotTaken, TableRegistered
-from schemas.pipeline import Mode, Pipeline, matches
+from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
-from schemas.table import Objects, SetupObjects, Table, TableId
+from schemas.table import Table, TableId
 from snapshot import rules
 from snapshot.reader import Held, SnapshotSource, snapshot_source_factory
 from transport.log import Block, Log, LogReader, LogWriter, Topic
@@ -177,9 +177,10 @@ class Holder:
             there.append(table)
             return self._pipeline.chooses(table)
 
-        objects, wanted = self._source.catalogue(chooses)
+        # Of those targets that take only some of the tables.
+        choices = sorted({target.tables for target in self._pipeline.targets if target.tables})
+        objects, wanted = self._source.catalogue(chooses, choices)
         self._pipeline.require_matches(there)
-        of_choices = tuple((choice, self._rests_on(choice)) for choice in self._choices())
         if not wanted:
             raise ConfigInvalid(
                 "the pipeline chooses none of the source's tables", remedy="look at `tables` in the pipeline file"
@@ -220,7 +221,7 @@ class Holder:
             xmin=seen.xmin,
             xmax=seen.xmax,
             xip=tuple(seen.xip),
-            objects=SetupObjects(**dict(objects), of_choices=of_choices).model_dump_json(),
+            objects=objects.model_dump_json(),
             mode=self._pipeline.mode.value,
             shared_topics=shared,
             at=self._micros(),
@@ -233,14 +234,6 @@ class Holder:
         if read_setup(reader, self._topics) != setup:
             raise TransientError("another holder has begun to set the source up")
         return setup
-
-    def _choices(self) -> list[tuple[str, ...]]:
-        """Return the choices of those targets that take only some of the tables."""
-        return sorted({target.tables for target in self._pipeline.targets if target.tables})
-
-    def _rests_on(self, choice: tuple[str, ...]) -> Objects:
-        objects, _ = self._source.catalogue(lambda id: self._pipeline.chooses(id) and matches(id, choice))
-        return objects
 
     def _tell_what_stays(self, setup: Setup) -> None:
         """Which tables a pipeline has is settled with its setup, whatever the file says later."""

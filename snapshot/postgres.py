@@ -17,8 +17,8 @@ from psycopg import pq
 
 from codec.copy import CopyDecoder
 from engines.postgres.asking import ask, run
-from engines.postgres.catalogue import objects, tables
-from engines.postgres.companions import with_companions
+from engines.postgres.catalogue import tables
+from engines.postgres.companions import for_choices
 from engines.postgres.conditions import is_partitioned, rows_where
 from engines.postgres.connect import connect, is_sql_ascii
 from engines.postgres.definitions import make_trigger
@@ -39,7 +39,7 @@ from engines.postgres.retention import forget_release
 from engines.postgres.types import BUILT_IN, text_of
 from schemas.errors import SchemaUnsupported, SnapshotLost, SourceUnavailable, ValueUnsupported
 from schemas.frontier import Chunk, Visibility
-from schemas.table import Column, Objects, Table, TableId
+from schemas.table import Column, SetupObjects, Table, TableId
 from schemas.types import Kind
 from snapshot.reader import GONE, Held, Mark, Planned, Prepared, Rows
 from transport.views import Registered
@@ -442,10 +442,12 @@ class PostgresSnapshotSource:
         with translated("source", f"looking for slot {self._name}"):
             return slot_state(self._claimed(), self._name) is not None
 
-    def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
+    def catalogue(
+        self, chooses: Callable[[TableId], bool], choices: Sequence[tuple[str, ...]] = ()
+    ) -> tuple[SetupObjects, list[Table]]:
         with translated("source", "reading the catalogue"):
             chosen = tables(self._claimed(), chooses)
-            return with_companions(self._claimed(), objects(self._claimed(), chosen), chosen, chooses), chosen
+            return for_choices(self._claimed(), chosen, chooses, choices), chosen
 
     def prepare(self, tables: Sequence[Table], *, hold: bool) -> Prepared:
         control = self._claimed()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from schemas.errors import ConfigInvalid
 from schemas.frontier import Chunk, Visibility
-from schemas.table import Objects, Table, TableId
+from schemas.table import SetupObjects, Table, TableId
 from transport.views import Registered
 
 GONE = "gone"
@@ -121,8 +121,11 @@ class SnapshotSource(Protocol):
     def is_prepared(self) -> bool:
         """Whether the change stream of a pipeline of this name is there already, whoever has prepared it."""
 
-    def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
-        """Return the tables that are chosen, and what they rest on."""
+    def catalogue(
+        self, chooses: Callable[[TableId], bool], choices: Sequence[tuple[str, ...]] = ()
+    ) -> tuple[SetupObjects, list[Table]]:
+        """Return the tables that are chosen, and what they rest on; also what those rest on that each of the choices
+        takes of them."""
 
     def prepare(self, tables: Sequence[Table], *, hold: bool) -> Prepared:
         """Make what the change stream of these tables needs; what an earlier attempt left behind is removed first.

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 import psycopg
 
 from engines.postgres.asking import ask, one_moment
+from engines.postgres.objects import objects
 from engines.postgres.quoting import quote
-from schemas.table import Granted, Objects, Table, TableId, View
+from schemas.pipeline import matches
+from schemas.table import Granted, Objects, SetupObjects, Table, TableId, View
 
 VIEWS = """
 select c.oid::int8, n.nspname, c.relname, c.relkind = 'm', c.relispopulated, c.reloptions, pg_get_viewdef(c.oid),
@@ -80,6 +82,22 @@ def with_companions(
             statement = f"grant {privilege} on schema {quote(schema)}{_to(role, grantable)}"
             grants += [Granted(on=id, role=role or "", statement=statement) for id in ids if id.schema == schema]
     return objects.model_copy(update={"views": tuple(views), "owners": tuple(owners), "grants": tuple(grants)})
+
+
+def for_choices(
+    conn: psycopg.Connection,
+    tables: Sequence[Table],
+    chooses: Callable[[TableId], bool],
+    choices: Iterable[tuple[str, ...]],
+) -> SetupObjects:
+    """Return what the tables rest on, with all that `with_companions` adds; and the same for those of them that each of
+    the choices takes."""
+
+    def rests_on(choice: tuple[str, ...]) -> Objects:
+        taken = [table for table in tables if matches(table.id, choice)]
+        return with_companions(conn, objects(conn, taken), taken, lambda id: chooses(id) and matches(id, choice))
+
+    return SetupObjects(**dict(rests_on(())), of_choices=tuple((choice, rests_on(choice)) for choice in choices))
 
 
 def views_of(conn: psycopg.Connection, tables: Iterable[TableId], chooses: Callable[[TableId], bool]) -> list[View]:

@@ -172,6 +172,6 @@ def test_a_target_is_asked_for_the_extensions_of_its_own_tables_alone(simple: Pr
     simple.write(more_targets="    tables: [shop.parts]\n  - name: whole\n    url: " + simple.target + "\n")
     catalogue = checks._catalogue(load_pipeline(simple.file))
     assert catalogue is not None
-    of_parts, of_all = catalogue.objects["shop.parts",], catalogue.objects[()]
+    of_parts, of_all = catalogue[0].of_choice(("shop.parts",)), catalogue[0].of_choice(())
     assert [str(id) for id, _ in of_parts.types] == ["shop.size"] and of_parts.schemas == ("shop",)
     assert {str(id) for id, _ in of_all.types} == {"hall.mood", "shop.size"}

@@ -21,7 +21,7 @@ from schemas.errors import (
 )
 from schemas.frontier import Chunk, Commit, Visibility
 from schemas.record import Op
-from schemas.table import Column, Constraint, Definition, Identity, Leaf, Objects, Table, TableId
+from schemas.table import Column, Constraint, Definition, Identity, Leaf, SetupObjects, Table, TableId
 from schemas.types import Kind
 from snapshot.reader import Mark, Planned, Prepared, Rows
 from tests.simulation.database import Change, Database, Shape, Value
@@ -341,9 +341,11 @@ class SimulatedSnapshotSource(Connection):
     def is_prepared(self) -> bool:
         return self.database.confirmed is not None
 
-    def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
+    def catalogue(
+        self, chooses: Callable[[TableId], bool], choices: Sequence[tuple[str, ...]] = ()
+    ) -> tuple[SetupObjects, list[Table]]:
         return self.call(
-            "read the catalogue", lambda: (Objects(), [table for table in self._tables() if chooses(table.id)])
+            "read the catalogue", lambda: (SetupObjects(), [table for table in self._tables() if chooses(table.id)])
         )
 
     def prepare(self, tables: Sequence[Table], *, hold: bool) -> Prepared:

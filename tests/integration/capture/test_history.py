@@ -82,17 +82,23 @@ def test_a_copy_that_was_brought_back_and_written_to_is_another_history(server: 
         assert LOAD_AGAIN in caught.value.remedy
 
 
-def test_what_was_captured_and_not_confirmed_is_known_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when capture dies between the two, or the source forgets a confirmation in a crash."""
+def unconfirmed(world: World, monkeypatch: pytest.MonkeyPatch) -> Capture:
+    """Return a capture of three rows that has told the source nothing of them."""
     world.run("create table public.t (id int primary key)")
     world.prepare()
-    first = world.capture()
-    until(first, lambda: first.confirmed > 0)
+    capture = world.capture()
+    until(capture, lambda: capture.confirmed > 0)
+    monkeypatch.setattr(PostgresSource, "confirm", lambda self, position: None)
+    for n in range(3):
+        world.run(f"insert into public.t values ({n})")
+        world.catch_up(capture)
+    return capture
+
+
+def test_what_was_captured_and_not_confirmed_is_known_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when capture dies between the two, or the source forgets a confirmation in a crash."""
     with monkeypatch.context() as patched:
-        patched.setattr(PostgresSource, "confirm", lambda self, position: None)
-        for n in range(3):
-            world.run(f"insert into public.t values ({n})")
-            world.catch_up(first)
+        first = unconfirmed(world, patched)
         first.close()
     assert world.confirmed() < first.position
     second = world.capture()
@@ -106,21 +112,13 @@ def test_what_is_confirmed_while_the_slot_is_waited_for_is_the_same_history(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a capture does that was superseded, and let go of the slot just after its last confirmation."""
-    world.run("create table public.t (id int primary key)")
-    world.prepare()
-    first = world.capture()
-    until(first, lambda: first.confirmed > 0)
-    confirm = PostgresSource.confirm
     with monkeypatch.context() as patched:
-        patched.setattr(PostgresSource, "confirm", lambda self, position: None)
-        for n in range(3):
-            world.run(f"insert into public.t values ({n})")
-            world.catch_up(first)
+        first = unconfirmed(world, patched)
 
     def confirmed_just_before(url: str, *, application: str) -> pq.abc.PGconn:
         source = first._source
         assert isinstance(source, PostgresSource)
-        confirm(source, first.position)
+        source.confirm(first.position)
         deadline = time.monotonic() + SECONDS
         while world.confirmed() < first.position:
             assert time.monotonic() < deadline, "the source does not hear of it"

@@ -15,7 +15,7 @@ from schemas.errors import LogUnavailable, ReplicationError, SnapshotLost
 from schemas.frontier import Chunk, Claim, Frontier, Manifest, Plan, Setup, SnapshotTaken, TopicRange, Visibility
 from schemas.pipeline import Pipeline
 from schemas.record import Op, decode_control, encode_control
-from schemas.table import Column, Identity, Leaf, Objects, Table, TableId
+from schemas.table import Column, Identity, Leaf, Objects, SetupObjects, Table, TableId
 from schemas.types import Kind
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
@@ -117,9 +117,13 @@ class ScriptedSource:
     def is_prepared(self) -> bool:
         return self._db.slot is not None
 
-    def catalogue(self, chooses: Callable[[TableId], bool]) -> tuple[Objects, list[Table]]:
+    def catalogue(
+        self, chooses: Callable[[TableId], bool], choices: Sequence[tuple[str, ...]] = ()
+    ) -> tuple[SetupObjects, list[Table]]:
         self._db.called("catalogue")
-        return Objects(schemas=("s",)), [t for t in self._db.tables.values() if chooses(t.id)]
+        of_choices = tuple((choice, Objects(schemas=("s",))) for choice in choices)
+        objects = SetupObjects(schemas=("s",), of_choices=of_choices)
+        return objects, [t for t in self._db.tables.values() if chooses(t.id)]
 
     def prepare(self, tables: Sequence[Table], *, hold: bool) -> Prepared:
         self._db.called("prepare")
