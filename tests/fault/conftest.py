@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from control.servers.postgres import PostgresServer
-from control.wiring import opened_log
-from schemas.errors import ReplicationError
 from tests import servers
 from tests.fault.shop import fill
 from tests.fault.world import World
@@ -35,7 +33,7 @@ def make_world(tmp_path: Path) -> Iterator[MakeWorld]:
         def make(source: str, target: str, log: str, rows: int = 3_000) -> World:
             fill(source, rows)
             world = World(tmp_path, source, target, log)
-            stack.callback(_forget_topics, world)
+            stack.callback(world.forget_topics)
             stack.callback(world.close)
             return world
 
@@ -57,10 +55,3 @@ def own_servers(
     for server in made:
         server.create_database("app")
     return made
-
-
-def _forget_topics(world: World) -> None:
-    """What is in the databases ends with them; a broker is everybody's. One of the test's own may be gone."""
-    if world.log_lines:
-        with contextlib.suppress(ReplicationError), opened_log(world.pipeline) as log:
-            log.delete_topics([topic.name for topic in log.topics(f"{world.name}.")])

@@ -273,13 +273,19 @@ class World:
         return sum(path.read_text().count('"will try again"') for path in logs)
 
     def close(self) -> None:
-        """End everything, and remove what is not this test's database's: slot and topics."""
+        """End everything."""
         if self.traffic is not None and self.traffic.is_alive():
             with contextlib.suppress(BaseException):
                 self.traffic.stop()
         self._stack.close()
         for run in self.runs:
             run.kill_all()
+
+    def forget_topics(self) -> None:
+        """Delete this pipeline's topics: a broker is everybody's. One of the test's own may be gone."""
+        if self.log_lines:
+            with contextlib.suppress(ReplicationError), opened_log(self.pipeline) as log:
+                log.delete_topics([topic.name for topic in log.topics(f"{self.name}.")])
 
 
 class Eyes:

@@ -58,12 +58,14 @@ class Failed(AssertionError):
 class History:
     """Runs one history between two fresh databases."""
 
-    def __init__(self, seed: int, folder: Path, source: str, target: str, length: Length | None = None) -> None:
+    def __init__(
+        self, seed: int, folder: Path, source: str, target: str, length: Length | None = None, log: str = ""
+    ) -> None:
         self.length = length or Length()
         self.chance = random.Random(seed + 1)  # of what is done to the pipeline; the application has its own
         self.application = Application(source, seed)
         self.application.make()
-        self.world = Pipeline(folder, source, target, "")
+        self.world = Pipeline(folder, source, target, log)
         self.stopped: dict[str, str] = {}  # tables that had to be loaded anew, and why
 
     def run(self) -> None:
@@ -106,6 +108,7 @@ class History:
     def close(self) -> None:
         self.application.close()
         self.world.close()
+        self.world.forget_topics()
 
     # ------------------------------------------------------------------------------------------------ on the way
 
