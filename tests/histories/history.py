@@ -177,7 +177,10 @@ class History:
         def there() -> bool:
             with psycopg.connect(self.world.target, autocommit=True) as connection:
                 states = connection.execute(STATES, [self.world.name]).fetchall()
-            return any(state[2] == TableState.FAILED for state in states) or not self._misfits()
+            try:
+                return any(state[2] == TableState.FAILED for state in states) or not self._misfits()
+            except psycopg.errors.UndefinedTable:  # it just got another name
+                return False
 
         try:
             self.world.wait("the same definitions", there, run)
