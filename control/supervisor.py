@@ -113,13 +113,12 @@ class Supervisor:
         pids: Path | None = None,
         say: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
         stop: StopSignal | None = None,
-        stalled: float = _STALLED_SECONDS,
     ) -> None:
         self._children = [_Child(service, due=None if service.vital is Vital.LAST else 0.0) for service in services]
         self._bounded, self._pids, self._say = bounded, pids, say
         self._stop = stop or StopSignal()
         # When each service began its latest step, written by it: a pipe would fill while nobody reads.
-        self._beats, self._stalled = mmap.mmap(-1, _MOMENT.size * max(1, len(services))), stalled
+        self._beats = mmap.mmap(-1, _MOMENT.size * max(1, len(services)))
         self._wake_reader, self._wake_writer = os.pipe()
         for end in (self._wake_reader, self._wake_writer):
             os.set_blocking(end, False)
@@ -157,8 +156,7 @@ class Supervisor:
                 self._write_pids()
                 changed = False
             dues = [c.due for c in self._children if c.pid == 0 and c.due is not None]
-            look = min(_LOOK_SECONDS, self._stalled)
-            self._sleep(min(look, max(0.0, min(dues) - time.monotonic())) if dues else look)
+            self._sleep(min(_LOOK_SECONDS, max(0.0, min(dues) - time.monotonic())) if dues else _LOOK_SECONDS)
             self._tell_stalled()
             for child, status in self._reap():
                 changed = True
@@ -174,8 +172,8 @@ class Supervisor:
         now = time.monotonic()
         for number, child in enumerate(self._children):
             (began,) = _MOMENT.unpack_from(self._beats, number * _MOMENT.size)
-            if not child.pid or not began or now - began < self._stalled:
-                child.stalled = self._stalled
+            if not child.pid or not began or now - began < _STALLED_SECONDS:
+                child.stalled = _STALLED_SECONDS
             elif now - began >= child.stalled:
                 child.stalled = 2 * (now - began)
                 self._say(

@@ -202,8 +202,7 @@ def test_work_of_a_member_that_was_killed_is_taken_over(place: Place) -> None:
         finally:
             kill(child)
         took = until(lambda mine: mine == everything)
-        # Kafka's part is its session time, which the broker sets.
-        assert took < (1 if place.url == "sqlite:" else 10)
+        assert took < 10  # Kafka's part is its session time, which the broker sets
 
 
 @pytest.mark.slow

@@ -1,14 +1,17 @@
 """Tables that are made while a pipeline runs come over by themselves, whoever is killed; what can't come is told."""
 
+import contextlib
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import psycopg
 import pytest
 
+from control.registrar import SETTLE_SECONDS, Registrar
+from control.wiring import opened_log
+from schemas.pipeline import load_pipeline
 from tests.e2e.conftest import Project, one
 
 LIVE = "select count(*) from penstock.tables where state = 'live'"
@@ -209,14 +212,28 @@ def test_a_table_that_is_dropped_and_made_again_comes_over(simple: Project) -> N
 
 
 def test_a_table_that_is_made_to_be_a_partition_is_left_alone(simple: Project) -> None:
-    begin(simple, "other")
-    run = simple.running[0]
+    """The registrar has seen it before it is attached; a table beside it is taken over when both are old enough."""
     with psycopg.connect(simple.source, autocommit=True) as source:
+        source.execute("create schema shop")
         source.execute("create table shop.parts (id int primary key) partition by range (id)")
-        simple.wait_until("the fourth live table", lambda: live(simple) == 4, run)
-        source.execute("create table shop.parts_1 (like shop.parts including all)")
-        time.sleep(1.5)  # longer than a look takes to come
-        source.execute("alter table shop.parts attach partition shop.parts_1 for values from (0) to (100)")
+        simple.write()
+        simple.succeed("run", str(simple.file), "--until-caught-up")
+        now, pipeline = 0.0, load_pipeline(simple.file)
+        with (
+            opened_log(pipeline) as log,
+            contextlib.closing(Registrar(pipeline, log, clock=lambda: now)) as registrar,
+        ):
+            assert registrar.step()  # finds the setup
+            source.execute("create table shop.parts_1 (like shop.parts including all)")
+            source.execute("create table shop.other (id int primary key)")
+            assert registrar.step()
+            now += 0.9 * SETTLE_SECONDS
+            assert registrar.step()
+            source.execute("alter table shop.parts attach partition shop.parts_1 for values from (0) to (100)")
+            now += 0.9 * SETTLE_SECONDS
+            assert registrar.step()
         source.execute("insert into shop.parts values (1)")
-    simple.wait_until("equality", lambda: live(simple) == 4 and simple.differences() == [], run)
+    assert [text.split(":")[0] for text, _ in events(simple, "shop.other")] == ["was made at the source"]
     assert events(simple, "shop.parts_1") == []
+    simple.succeed("run", str(simple.file), "--until-caught-up")
+    assert one(simple.target, "select count(*) from shop.parts") == 1

@@ -480,9 +480,9 @@ def test_a_log_may_be_carried_across_a_fork(log: SqliteLog) -> None:
 def test_an_idle_reader_costs_next_to_nothing(log: SqliteLog) -> None:
     with log.reader() as reader:
         reader.wait({NAMES.frontier: 0}, 0.1)
-        began = time.process_time()
+        began = time.thread_time()
         assert not reader.wait({NAMES.frontier: 0}, 2.0)
-        assert time.process_time() - began < 0.02
+        assert time.thread_time() - began < 0.02
 
 
 def test_a_reader_finds_records_where_nothing_tells_it_of_them(log: SqliteLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,14 +494,15 @@ def test_a_reader_finds_records_where_nothing_tells_it_of_them(log: SqliteLog, m
         timer.join()
 
 
-def test_a_ring_between_watching_and_waiting_is_not_lost(tmp_path: Path) -> None:
+def test_a_ring_between_watching_and_waiting_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listener, ringer = Listener(), Bell(tmp_path / "bell")
     try:
         listener.watch(tmp_path / "bell")
         ringer.ring()
+        monkeypatch.setattr("transport.sqlite.bell._LOOK_AGAIN", 60.0)
         began = time.monotonic()
-        listener.wait(0.2)
-        assert time.monotonic() - began < 0.15
+        listener.wait(60.0)
+        assert time.monotonic() - began < 30
     finally:
         listener.close()
         ringer.close()
