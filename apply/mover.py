@@ -15,7 +15,7 @@ from apply.target import NOWHERE, Batch, Redefinition, TableMove, TableProgress,
 from apply.telling import StateTeller
 from apply.trays import Trays
 from conversion.alter import loosened
-from schemas.errors import LogRewound
+from schemas.errors import LogRewound, ValueUnsupported
 from schemas.events import EventKind
 from schemas.frontier import HEAL
 from schemas.pipeline import Ddl, Mode
@@ -272,8 +272,13 @@ class Mover:
         return True
 
     def _end_load(self, progress: TableProgress, chunks: TableChunks) -> TableMove | bool:
-        """Once everything final is loaded, healing last, the rows stand for one snapshot."""
-        snapshot = chunks.effective_snapshot()
+        """Once everything final is loaded, healing last, the rows stand for one snapshot.
+
+        Raises `TableRefused` if the source has a row that can't be read: the rest is of no use without it.
+        """
+        given_up, snapshot = chunks.given_up, chunks.effective_snapshot()
+        if given_up is not None and given_up.generation == progress.generation:
+            raise TableRefused(progress.table, ValueUnsupported(given_up.cause, remedy=given_up.remedy))
         if chunks.plan is None or not chunks.complete() or progress.generation != chunks.plan.generation:
             return False
         snapshots = self._tables.chunks.snapshots

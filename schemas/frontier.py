@@ -235,12 +235,17 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """A part of a table can't be loaded anew, and its target goes on as if nobody had asked. In `p.chunks`."""
+    """The rows of a generation can't be read to their end. In `p.chunks`.
+
+    If it is that of a part which was to be loaded anew, its target goes on as if nobody had asked. If it is that of a
+    plan, every target that loads the table stops it, until somebody asks to load it anew.
+    """
 
     table_schema: str
     table_name: str
     generation: int
     cause: str
+    remedy: str
     at: int
 
 

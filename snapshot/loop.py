@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from codec.frames import pack
 from schemas.errors import (
+    LOAD_AGAIN,
     IntegrityError,
     LogRewound,
     LogUnavailable,
@@ -210,8 +211,8 @@ class SnapshotWorker:
         """Do one bounded piece of work and say whether there was any.
 
         Raises what the source raises, except that a table which can't be read is set aside while there are others:
-        only when nothing else is left, and trying again did not help, is its error raised. A log that takes no more
-        is waited for.
+        only when nothing else is left, and trying again did not help, is its error raised. A table that has a row
+        which can't be read is given up. A log that takes no more is waited for.
         """
         if self.done:
             return False
@@ -537,14 +538,22 @@ class SnapshotWorker:
     def _give_up_part(self, task: _Task, cause: str) -> None:
         """Let a part's target go on as if nobody had asked, and tell whoever did."""
         _log.error("%s is not reloaded in part: %s", task.table, cause)
+        remedy = "ask again with `penstock reload --where`, or reload all of it"
         self._drop_engine()
-        self._put([GivenUp(*task.table, task.part, cause, self._micros())])
+        self._put([GivenUp(*task.table, task.part, cause, remedy, self._micros())])
         self._teller.tell(
-            EventKind.ERROR,
-            f"is not reloaded in part: {cause}; it goes on as it was",
-            table=task.table,
-            remedy="ask again with `penstock reload --where`, or reload all of it",
+            EventKind.ERROR, f"is not reloaded in part: {cause}; it goes on as it was", table=task.table, remedy=remedy
         )
+        self._listed = None
+
+    def _give_up_load(self, views: _Views, plan: Plan, error: RowError) -> None:
+        """Let each target that loads a table stop it: in every snapshot that meets its plan the row stays as it is."""
+        table = TableId(plan.table_schema, plan.table_name)
+        _log.error("%s can't be loaded: %s", table, error)
+        again = LOAD_AGAIN if views.setup.mode == Mode.LOAD else f"load the table anew: `penstock reload FILE {table}`"
+        remedy = f"{error.remedy or 'correct the row'}; then {again}"
+        self._put([GivenUp(*table, plan.generation, str(error), remedy, self._micros())])
+        views.chunks.refresh()
         self._listed = None
 
     # -------------------------------------------------------------------------------------------------- reading
@@ -704,6 +713,8 @@ class SnapshotWorker:
             was_changed = latest is not None and latest.schema_id != reading.plan.schema_id
             if isinstance(error, SchemaUnsupported) and was_changed and task.part < 0:
                 self._give_up(reading.plan, CHANGED)
+            elif isinstance(error, RowError) and task.part < 0:
+                self._give_up_load(views, reading.plan, error)
             else:
                 self._refused(task, error)
 

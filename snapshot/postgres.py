@@ -278,11 +278,7 @@ class PostgresReader:
                 text = (
                     f"source: reading {table.id}: {with_column_name(text, [column.name for column in table.columns])}"
                 )
-            # What is read is as of a snapshot, in which the row stays as it was.
-            remedy = (
-                f"{error.remedy or 'correct the value'}; then load the table anew: `penstock reload FILE {table.id}`"
-            )
-            raise ValueUnsupported(text, remedy=remedy) from error
+            raise ValueUnsupported(text, remedy=error.remedy or "correct the value") from error
         finally:
             if not complete:
                 self.close()  # in the middle of a COPY nothing else can be asked

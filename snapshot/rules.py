@@ -133,7 +133,7 @@ def wants_newer(
     waiting = [part for part in table.parts.values() if not part.settled]
     if any(for_part(table, part, snapshots, setup, alive) is None for part in waiting):
         return True
-    if table.complete():
+    if table.ended():
         return False
     if table.needs_healing() and keyed:
         return for_healing(table, snapshots, setup, alive) is None

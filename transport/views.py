@@ -246,6 +246,7 @@ class TableChunks:
         self.plan: Plan | None = None
         self.plan_offset = -1
         self.manifests: dict[int, Manifest] = {}
+        self.given_up: GivenUp | None = None  # why what is missing of the plan can't be read
         self.outdated = False  # to be planned again, for a target that can't be loaded from what is there
         self.generation = -1  # the last that was given out, to a plan or to a command
         # Offset of the last command to load it anew, or of what carries it out in capture: only newer snapshots show
@@ -256,7 +257,7 @@ class TableChunks:
     @property
     def missing(self) -> list[int]:
         """Numbers of the chunks that nobody has finished yet."""
-        if self.plan is None or self.outdated:
+        if self.plan is None or self.outdated or self.given_up is not None:
             return []
         return [c.number for c in self.plan.chunks if c.number not in self.manifests]
 
@@ -280,6 +281,7 @@ class TableChunks:
             return manifest.chunk == HEAL and not part.settled and manifest.snapshot > part.issued.offset
         return (
             self.plan is not None
+            and self.given_up is None
             and manifest.generation == self.plan.generation
             and manifest.snapshot > self.after
             and manifest.chunk not in self.manifests
@@ -293,12 +295,16 @@ class TableChunks:
         """Whether what is final, loaded, equals the table as one snapshot shows it."""
         return self._all_final() and not self.needs_healing()
 
+    def ended(self) -> bool:
+        """Whether nothing is left to be read of the whole table: it is complete, or can't be."""
+        return self.complete() or (self.given_up is not None and not self.outdated)
+
     def settled(self) -> bool:
         """Whether nothing is left to be read, of all of it or of parts."""
-        return self.complete() and all(part.settled for part in self.parts.values())
+        return self.ended() and all(part.settled for part in self.parts.values())
 
     def _all_final(self) -> bool:
-        return self.plan is not None and not self.outdated and not self.missing
+        return self.plan is not None and not self.outdated and self.given_up is None and not self.missing
 
     def effective_snapshot(self) -> int | None:
         """Return the one snapshot that the loaded rows stand for: the only one used, or the one that healed them."""
@@ -410,14 +416,13 @@ class Chunks:
                 assert isinstance(entry, Plan | Manifest | GivenUp)
                 chunks = self.tables.setdefault(TableId(entry.table_schema, entry.table_name), TableChunks())
                 if isinstance(entry, GivenUp):
-                    if (part := chunks.parts.get(entry.generation)) is not None and not part.settled:
-                        part.given_up = True
+                    self._take_given_up(chunks, entry)
                 elif isinstance(entry, Plan):
                     if entry.generation > chunks.generation and not chunks.complete():
                         for manifest in chunks.manifests.values():
                             self._supersede(manifest)
                         chunks.plan, chunks.plan_offset, chunks.manifests = entry, record.offset, {}
-                        chunks.generation, chunks.outdated = entry.generation, False
+                        chunks.generation, chunks.outdated, chunks.given_up = entry.generation, False, None
                 elif self.is_freed(entry) or not chunks.wants(entry):
                     self._supersede(entry)
                 elif (part := chunks.parts.get(entry.generation)) is not None:
@@ -438,6 +443,13 @@ class Chunks:
     def is_freed(self, manifest: Manifest) -> bool:
         """Whether a chunk that is not final can't become so any more, because its rows may be gone."""
         return manifest.start < self._freed.get(Partition(manifest.topic, manifest.partition), 0)
+
+    def _take_given_up(self, chunks: TableChunks, given_up: GivenUp) -> None:
+        """Note what can't be read; what is final already, is."""
+        if (part := chunks.parts.get(given_up.generation)) is not None:
+            part.given_up = part.manifest is None
+        elif chunks.plan is not None and chunks.plan.generation == given_up.generation and not chunks.complete():
+            chunks.given_up = chunks.given_up or given_up
 
     def _supersede(self, manifest: Manifest) -> None:
         partition = Partition(manifest.topic, manifest.partition)

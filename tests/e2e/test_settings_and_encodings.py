@@ -140,3 +140,13 @@ def test_bytes_of_no_encoding_are_refused_by_table_and_column_and_others_go_on(
             assert one(target, f"select count(*) from ({same}) s where said = e'h\\303\\244'") == 1
             assert one(target, "select count(*) from shop.streamed") == 1
             assert one(target, "select count(*) from shop.loaded") == 0
+
+            project.kill(run)
+            ended = project.run("run", str(project.file), "--until-caught-up")
+            assert ended.returncode == 3 and "2 tables have failed, all others are complete" in ended.stdout
+            assert "penstock reload FILE shop.loaded" in ended.stdout
+            for table in ("loaded", "streamed"):
+                _run(source, f"update shop.{table} set said = 'x' where id = 2")
+            run = project.start("run", str(project.file))
+            project.succeed("reload", str(project.file), "shop.loaded", "shop.streamed")
+            project.wait_until("all three", lambda: one(target, LIVE) == 3, run)

@@ -138,17 +138,35 @@ def test_a_part_has_a_chunk_of_its_own_and_leaves_the_load_as_it_is(log: MemoryL
         table = chunks.of(TABLE)
         assert (list(table.parts), table.complete(), table.settled()) == ([1], True, False)
         assert (table.parts[1].issued.offset, table.parts[1].manifest) == (at, None)
-        write(log, TOPICS.chunks, final, GivenUp(*TABLE, 1, "too late", 0))
+        write(log, TOPICS.chunks, final, GivenUp(*TABLE, 1, "too late", "", 0))
         chunks.refresh()
         assert (table.parts[1].manifest, table.parts[1].given_up, table.settled()) == (final, False, True)
         assert (table.effective_snapshot(), table.used()) == (first, {first, later})
 
-        write(log, TOPICS.chunks, asked, GivenUp(*TABLE, 2, "truncated", 0), replace(final, generation=2))
+        write(log, TOPICS.chunks, asked, GivenUp(*TABLE, 2, "truncated", "", 0), replace(final, generation=2))
         chunks.refresh()
         assert (table.parts[2].manifest, table.parts[2].given_up, table.settled()) == (None, True, True)
         write(log, TOPICS.chunks, replace(asked, target="", where=""))
         chunks.refresh()
         assert (table.parts, table.outdated) == ({}, True)
+
+
+def test_a_plan_that_can_not_be_read_to_its_end_leaves_nothing_to_be_read_until_the_next(log: MemoryLog) -> None:
+    first, _ = write(log, TOPICS.chunks, snapshot("x"), plan(0))
+    with log.reader() as reader:
+        chunks = Chunks(reader, TOPICS)
+        write(log, TOPICS.chunks, manifest(0, first), GivenUp(*TABLE, 0, "bad", "mend it", 0), manifest(1, first))
+        chunks.refresh()
+        table = chunks.of(TABLE)
+        assert (table.missing, table.complete(), table.settled()) == ([], False, True)
+        assert set(table.manifests) == {0} and table.effective_snapshot() is None
+        asked = Command(CommandKind.RELOAD, *TABLE, "", "", "somebody", 0)
+        write(log, TOPICS.chunks, asked)
+        chunks.refresh()
+        assert not table.settled()
+        write(log, TOPICS.chunks, plan(2), GivenUp(*TABLE, 0, "bad", "mend it", 0))  # of somebody who is late
+        chunks.refresh()
+        assert (table.given_up, table.missing) == (None, [0, 1])
 
 
 def test_a_table_is_known_by_its_schema_id_and_the_latest_version_by_name(log: MemoryLog) -> None:
