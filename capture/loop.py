@@ -3,7 +3,7 @@
 The order of everything here is what makes each committed change count exactly once, whoever dies where:
 
 * the claim is appended **first**, and only then is looked for the last valid frontier: nothing valid can come
-  between looking and claiming;
+  between looking and claiming; the same is done for the versions of tables, which have a topic of their own;
 * a frontier is sealed when all records that it names are durable;
 * after each frontier the loop looks back: if another capture has claimed since, the frontier does not count, and
   this one ends without confirming;
@@ -68,6 +68,7 @@ class Capture:
         reader: LogReader,
         topics: Topics,
         source: Source,
+        tables: TableVersions,
         setup: Setup,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -78,7 +79,7 @@ class Capture:
         foreign_seconds: float = FOREIGN_SECONDS,
     ) -> None:
         self._writer, self._reader, self._topics = writer, reader, topics
-        self._source, self._setup = source, setup
+        self._source, self._tables, self._setup = source, tables, setup
         self._clock, self._now = clock, now
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
         self._frontiers = Frontiers(reader, topics)
@@ -195,6 +196,7 @@ class Capture:
         if last is not None:
             self.position, self.max_xid = last.frontier.position, last.frontier.max_xid
             self.commit_time, self.last = last.frontier.commit_time, last.frontier.last
+        self._tables.succeed(self.epoch)
         self._do = self._start
         return True
 
@@ -371,7 +373,6 @@ class CaptureService:
         self._topics = Topics(pipeline.pipeline)
         self._stack = contextlib.ExitStack()
         self._reader = self._stack.enter_context(log.reader())
-        self._tables_writer: LogWriter | None = None
         self.capture: Capture | None = None
 
     def step(self) -> bool:
@@ -404,15 +405,11 @@ class CaptureService:
 
     def _begin(self, setup: Setup) -> Capture:
         writer = self._stack.enter_context(self._log.writer("changes"))
+        control = self._stack.enter_context(self._log.writer("control"))
+        tables = TableVersions(self._reader, self._topics, control.put)
         url = self._pipeline.source.url.get_secret_value()
-        source = source_factory(url)(url, setup, TableVersions(self._reader, self._topics, self._put))
-        return Capture(writer, self._reader, self._topics, source, setup)
-
-    def _put(self, partition: Partition, value: bytes, key: bytes) -> int:
-        """Append to a control topic, through a writer that is opened when the first table changes its shape."""
-        if self._tables_writer is None:
-            self._tables_writer = self._stack.enter_context(self._log.writer("control"))
-        return self._tables_writer.put(partition, value, key)
+        source = source_factory(url)(url, setup, tables)
+        return Capture(writer, self._reader, self._topics, source, tables, setup)
 
 
 def open(pipeline: Pipeline, log: Log) -> CaptureService:

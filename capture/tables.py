@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from schemas.errors import ReplicationError
+from schemas.errors import ReplicationError, Superseded
 from schemas.events import Event, EventKind
-from schemas.frontier import Carried, Setup, TableRegistered
+from schemas.frontier import Carried, Setup, Succeeded, TableRegistered
 from schemas.record import encode_control, value_schema_id
 from schemas.table import LeftOut, Table, TableId
 from transport.log import LogReader, Partition
 from transport.topics import Topics
-from transport.views import Choices, Chunks, Registered, Tables
+from transport.views import Choices, Chunks, Registered, Registrations, Tables
 
 
 class TableVersions:
@@ -31,23 +31,29 @@ class TableVersions:
     ) -> None:
         self._reader, self._topics, self._put, self._now = reader, topics, put, now
         self._tables = Tables(reader, topics)
+        self._registrations = Registrations(reader, topics)
         self._chunks: Chunks | None = None  # read when the first table is left out
-        self._next = 0
+        self._epoch = -1
         self._versions: dict[TableId, list[Registered]] = {}
         self._in_order: list[Registered] = []
         self._choices = Choices()
         self.published: dict[TableId, Registered] = {}
         """The tables that the pipeline has, as far as `choose` was asked, with the versions they were published by."""
 
+    def succeed(self, epoch: int) -> None:
+        """Begin to register versions, as the capture of an epoch: those of earlier ones can't any more.
+
+        Whoever stalled just before it registers something must not have the last word on a table when it goes on.
+        """
+        self._put(self._topics.tables, encode_control(Succeeded(epoch, self._micros())), b"")
+        self._epoch = epoch
+
     def refresh(self) -> None:
         """Read on in `p.tables`."""
-        while records := self._reader.records(self._topics.tables, self._next):
-            for record in records:
-                self._next = record.offset + 1
-                if record.value is not None:
-                    version = self._tables.by_schema(value_schema_id(record.offset))
-                    self._versions.setdefault(version.table.id, []).append(version)
-                    self._in_order.append(version)
+        for schema_id, _ in self._registrations.read():
+            version = self._tables.by_schema(schema_id)
+            self._versions.setdefault(version.table.id, []).append(version)
+            self._in_order.append(version)
 
     def choose(self, setup: Setup) -> None:
         """Find out which tables the pipeline has by now."""
@@ -74,13 +80,16 @@ class TableVersions:
     def register(self, table: Table, changes: Partition) -> Registered:
         """Append a version of a table whose records go to `changes`, and return it once it is durable.
 
-        A capture that dies afterwards leaves a version that nothing uses; the next one does not build on it.
+        A capture that dies afterwards leaves a version that nothing uses; the next one does not build on it. Raises
+        `Superseded` if there is a next one already: then the version does not count.
         """
-        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
-        key = str(table.id).encode()
-        offset = self._put(self._topics.tables, encode_control(entry), key)
+        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros(), self._epoch)
+        schema_id = value_schema_id(self._put(self._topics.tables, encode_control(entry), str(table.id).encode()))
         self.refresh()
-        return self._tables.by_schema(value_schema_id(offset))
+        version = next((version for version in self.of(table.id) if version.schema_id == schema_id), None)
+        if version is None:
+            raise Superseded(f"another capture has claimed, and tells what becomes of {table.id}")
+        return version
 
     def leave_out(self, table: TableId, cause: ReplicationError) -> Registered:
         """Register that rows of a table are not carried any more, tell people, and return the version that stands for

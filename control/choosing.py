@@ -27,12 +27,12 @@ from engines.postgres.replication import current_snapshot
 from schemas.errors import ConfigInvalid, SchemaUnsupported
 from schemas.frontier import Chosen, Name, Setup, TableRegistered
 from schemas.pipeline import Mode, Pipeline
-from schemas.record import decode_control, encode_control, value_schema_id
+from schemas.record import encode_control, value_schema_id
 from schemas.table import Table, TableId
 from snapshot import rules
 from transport.log import Log, LogReader, Topic
 from transport.topics import Topics
-from transport.views import Choices
+from transport.views import Choices, Registrations
 
 LOCK_SECONDS = 2
 """How long a table may be locked against us: whoever waits is in the way of those who come after."""
@@ -56,22 +56,24 @@ class Versions:
     for."""
 
     def __init__(self, reader: LogReader, topics: Topics) -> None:
-        self._reader, self._partition, self.next = reader, topics.tables, 0
+        self._registrations = Registrations(reader, topics)
         self.ids: dict[int, TableId] = {}  # by the id of the row schema
         self.oids: dict[TableId, set[int]] = defaultdict(set)
         self.drops: dict[TableId, int] = {}  # the row schema by which capture told last that a table was dropped
 
     def refresh(self) -> None:
         """Read on in `p.tables`."""
-        while records := self._reader.records(self._partition, self.next):
-            for record in records:
-                self.next = record.offset + 1
-                if record.value is not None:
-                    found = _Numbers.model_validate_json(decode_control(record.value).table)
-                    self.ids[value_schema_id(record.offset)] = found.id
-                    if found.dropped:
-                        self.drops[found.id] = value_schema_id(record.offset)
-                    self.oids[found.id].update(oid for oid in (found.oid, *(leaf.oid for leaf in found.leaves)) if oid)
+        for schema_id, entry in self._registrations.read():
+            found = _Numbers.model_validate_json(entry.table)
+            self.ids[schema_id] = found.id
+            if found.dropped:
+                self.drops[found.id] = schema_id
+            self.oids[found.id].update(oid for oid in (found.oid, *(leaf.oid for leaf in found.leaves)) if oid)
+
+    @property
+    def next(self) -> int:
+        """How far that has been read."""
+        return self._registrations.next
 
 
 class Published(NamedTuple):

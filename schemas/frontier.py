@@ -314,6 +314,16 @@ class TableRegistered:
     topic: str  # where its changes go
     partition: int
     at: int = 0
+    epoch: int = -1  # of the capture that has registered it; -1: of who gives the pipeline its tables
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """A capture begins to register versions; in `p.tables`, once it has claimed. What captures of earlier epochs
+    register behind this does not count: they had stalled, and did not know that there was another one."""
+
+    epoch: int
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)

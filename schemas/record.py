@@ -50,6 +50,7 @@ from schemas.frontier import (
     Plan,
     Setup,
     SnapshotTaken,
+    Succeeded,
     TableRegistered,
     Trimmed,
     Unneeded,
@@ -170,6 +171,7 @@ _CONTROL: dict[int, type[Any]] = {
     14: Chosen,
     15: Carried,
     16: GivenUp,
+    17: Succeeded,
 }
 _IDS = {kind: number for number, kind in _CONTROL.items()}
 _PRIMITIVE = {int: "long", str: "string", bool: "boolean"}
@@ -235,7 +237,7 @@ def _maker(kind: Any) -> Callable[[Any], Any] | None:
 _MAKERS = {number: _maker(kind) for number, kind in _CONTROL.items()}
 
 
-def encode_control(record: ControlRecord | TableRegistered | Setup | Trimmed | Event) -> bytes:
+def encode_control(record: ControlRecord | TableRegistered | Succeeded | Setup | Trimmed | Event) -> bytes:
     """Return a control record as a value of the log."""
     number = _IDS[type(record)]
     out = io.BytesIO()

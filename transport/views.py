@@ -29,6 +29,7 @@ from schemas.frontier import (
     Plan,
     Setup,
     SnapshotTaken,
+    Succeeded,
     TableRegistered,
     Trimmed,
     Unneeded,
@@ -150,33 +151,52 @@ class Registered:
         )
 
 
+class Registrations:
+    """What is registered in `p.tables`, in order: the versions of tables that count.
+
+    A version does not if the capture that registered it had a successor by then.
+    """
+
+    def __init__(self, reader: LogReader, topics: Topics) -> None:
+        self._reader, self._partition, self._epoch = reader, topics.tables, -1
+        self.next = 0
+
+    def read(self) -> Iterator[tuple[int, TableRegistered]]:
+        """Read on, and yield versions by the ids of their row schemas."""
+        while records := self._reader.records(self._partition, self.next):
+            for record in records:
+                self.next = record.offset + 1
+                if record.value is None:
+                    continue
+                entry = decode_control(record.value)
+                if isinstance(entry, Succeeded):
+                    self._epoch = max(self._epoch, entry.epoch)
+                    continue
+                assert isinstance(entry, TableRegistered)
+                if entry.epoch < 0 or entry.epoch >= self._epoch:
+                    yield value_schema_id(record.offset), entry
+
+
 class Tables:
     """Every registered version of every table."""
 
     def __init__(self, reader: LogReader, topics: Topics) -> None:
-        self._reader, self._partition, self._next = reader, topics.tables, 0
+        self._registrations = Registrations(reader, topics)
         self._versions: dict[int, Registered] = {}
         self._latest: dict[TableId, Registered] = {}
         self._left_out: dict[TableId, LeftOut] = {}
 
     def refresh(self) -> bool:
         """Read on; return whether there was anything new."""
-        before = self._next
-        while records := self._reader.records(self._partition, self._next):
-            for record in records:
-                self._next = record.offset + 1
-                if record.value is None:
-                    continue
-                entry = decode_control(record.value)
-                assert isinstance(entry, TableRegistered)
-                version = Registered(value_schema_id(record.offset), entry)
-                self._versions[version.schema_id] = version
-                if version.left_out is None:
-                    self._latest[version.id] = version
-                    self._left_out.pop(version.id, None)
-                else:
-                    self._left_out[version.id] = version.left_out
-        return self._next != before
+        before = self._registrations.next
+        for schema_id, entry in self._registrations.read():
+            version = self._versions[schema_id] = Registered(schema_id, entry)
+            if version.left_out is None:
+                self._latest[version.id] = version
+                self._left_out.pop(version.id, None)
+            else:
+                self._left_out[version.id] = version.left_out
+        return self._registrations.next != before
 
     def by_schema(self, schema_id: int) -> Registered:
         """Return a version by the id of its row schema. Raises `GapDetected` if the log does not know it."""

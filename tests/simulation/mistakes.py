@@ -24,6 +24,7 @@ from apply.standing import Standing
 from apply.target import Batch, GroupMove, TableMove
 from capture.loop import Capture
 from capture.source import Step
+from capture.tables import TableVersions
 from codec.frames import pack, unpack
 from codec.rows import Change, decode
 from control.trimmer import Trimmer
@@ -117,6 +118,12 @@ def no_look_back() -> None:
         self._own = max(self._own, before)
 
     Capture._seal = blind  # type: ignore[method-assign]
+
+
+@rare_mistake
+def versions_are_not_claimed() -> None:
+    """What a capture registers counts, though another has claimed since."""
+    TableVersions.succeed = lambda self, epoch: None  # type: ignore[method-assign]
 
 
 @mistake

@@ -991,13 +991,15 @@ class SimulatedCapture(CaptureService):
     def _begin(self, setup: Setup) -> Capture:
         world = self._world
         writer = self._stack.enter_context(self._log.writer("changes"))
-        tables = TableVersions(self._reader, self._topics, self._put, world.now)
+        control = self._stack.enter_context(self._log.writer("control"))
+        tables = TableVersions(self._reader, self._topics, control.put, world.now)
         source = SimulatedSource(world.database, self._process, world.faults, tables)
         return Capture(
             writer,
             self._reader,
             self._topics,
             source,
+            tables,
             setup,
             clock=world.monotonic,
             now=world.now,

@@ -107,7 +107,7 @@ class World:
         control = self._writer()
         versions = TableVersions(self.reader, self.topics, control.put)
         source = PostgresSource(self.url, self.setup, versions, heartbeat=heartbeat, silence=silence)
-        capture = Capture(writer, self.reader, self.topics, source, self.setup, **named)
+        capture = Capture(writer, self.reader, self.topics, source, versions, self.setup, **named)
         self.captures.append(capture)
         return capture
 

@@ -7,6 +7,7 @@ import pytest
 
 from capture.loop import Capture
 from capture.source import Step
+from capture.tables import TableVersions
 from codec.frames import pack
 from schemas.errors import (
     GapDetected,
@@ -110,8 +111,10 @@ def make(log: MemoryLog, reader: LogReader) -> Iterator[Callable[..., Capture]]:
     ) -> Capture:
         with log.writer("changes") as own:  # a log in memory frees nothing when its writer is closed
             pass
+        writer = writer or own
+        tables = TableVersions(reader, TOPICS, own.put)
         capture = Capture(
-            writer or own, reader, TOPICS, source, SETUP, clock=clock or Clock(), now=lambda: 1.5, holder="t", **named
+            writer, reader, TOPICS, source, tables, SETUP, clock=clock or Clock(), now=lambda: 1.5, holder="t", **named
         )
         made.append(capture)
         return capture
@@ -211,6 +214,13 @@ def test_a_claim_that_comes_between_ends_capture_without_confirming(
     assert source.confirmed == [110]
     assert [f.position for f in frontiers(reader)] == [110]  # the zombie's frontier is in the log and does not count
     assert len(entries(reader)) == 4
+
+
+def test_who_claims_also_claims_the_versions_of_tables(make: Callable[..., Capture], reader: LogReader) -> None:
+    run(make(ScriptedSource()))
+    run(make(ScriptedSource()))
+    claims = [decode_control(record.value) for record in reader.records(TOPICS.tables, 0) if record.value is not None]
+    assert [claim.epoch for claim in claims] == [0, 1]
 
 
 def test_a_zombie_s_late_frontier_does_not_end_the_capture_that_took_over(

@@ -16,7 +16,7 @@ from capture import loop, source
 from capture.relations import matches, numbers_of
 from capture.tables import TableVersions
 from codec.pgoutput import Relation, RelationColumn
-from schemas.errors import ConfigInvalid, LogRewound
+from schemas.errors import ConfigInvalid, LogRewound, SchemaUnsupported, Superseded
 from schemas.frontier import Commit, Setup
 from schemas.pipeline import Pipeline
 from schemas.record import encode_control
@@ -25,6 +25,7 @@ from schemas.types import Kind
 from transport.log import LogReader, Partition
 from transport.memory import MemoryLog
 from transport.topics import Topics
+from transport.views import Tables
 
 TOPICS = Topics("shop")
 SETUP = Setup("1", "penstock_shop", ("penstock_shop",), 100, 1, 1, (), "{}", "changes", 0)
@@ -146,6 +147,28 @@ def test_versions_are_kept_in_order_and_shared_over_the_log(log: MemoryLog, read
     assert [v.schema_id for v in others.of(TABLE.id)] == [first.schema_id, second.schema_id] == [64, 66]
     assert others.names() == [TABLE.id] and second.changes == changes
     assert second.table.identity is Identity.FULL
+
+
+def test_what_a_capture_registers_that_has_a_successor_does_not_count(log: MemoryLog, reader: LogReader) -> None:
+    with log.writer("control") as writer:
+        put: Callable[[Partition, bytes, bytes], int] = writer.put
+        stalled, successor = TableVersions(reader, TOPICS, put), TableVersions(reader, TOPICS, put)
+        changes = TOPICS.changes(TABLE.id)
+        stalled.succeed(3)
+        first = stalled.register(TABLE, changes)
+        successor.succeed(5)
+        successor.refresh()
+        with pytest.raises(Superseded):
+            stalled.leave_out(TABLE.id, SchemaUnsupported("column b has a type that can't be carried"))
+        stalled.succeed(3)  # as if it had stalled before that
+        with pytest.raises(Superseded):
+            stalled.register(TABLE, changes)
+        last = successor.register(TABLE, changes)
+    tables = Tables(reader, TOPICS)
+    tables.refresh()
+    assert tables.left_out(TABLE.id) is None and log.offsets(TOPICS.events).end == 0
+    assert [v.schema_id for v in successor.of(TABLE.id)] == [first.schema_id, last.schema_id]
+    assert (latest := tables.latest(TABLE.id)) is not None and latest.schema_id == last.schema_id
 
 
 def relation(*columns: tuple[str, bool, int, int], identity: str = "d") -> Relation:

@@ -23,6 +23,7 @@ from schemas.frontier import (
     Plan,
     Setup,
     SnapshotTaken,
+    Succeeded,
     TableRegistered,
     TopicRange,
     Visibility,
@@ -71,7 +72,8 @@ RECORDS = st.one_of(
         LONG,
     ),
     st.builds(Manifest, NAME, NAME, LONG, LONG, LONG, NAME, LONG, LONG, LONG, LONG, LONG, LONG),
-    st.builds(TableRegistered, NAME, NAME, LONG, LONG),
+    st.builds(TableRegistered, NAME, NAME, LONG, LONG, LONG),
+    st.builds(Succeeded, LONG, LONG),
     st.builds(
         Setup,
         NAME,
