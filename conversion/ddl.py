@@ -8,7 +8,7 @@ again; the statements of one table belong in one transaction.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from engines.postgres.connect import NEWEST
 from engines.postgres.quoting import literal, quote
@@ -123,10 +123,14 @@ def foreign_keys(table: Table, among: Collection[TableId] | None = None, *, vers
     ]
 
 
-def make_view(view: View, pipeline: str, lock: int, access: Iterable[str] = ()) -> str:
+def make_view(
+    view: View, pipeline: str, lock: int, access: Iterable[str], below: Mapping[TableId, Sequence[str]]
+) -> str:
     """Return what makes a view that is not there, with `access` to it, unless a table that it reads is not live yet.
 
-    The advisory `lock` is waited for first: two tables may come to be live at once.
+    `below` is the access to each table that it reads, be it through other views: a materialized view is filled with
+    the rights of those whom the views under it belong to. The advisory `lock` is waited for first: two tables may come
+    to be live at once.
     """
     reads = ", ".join(f"({literal(schema)}, {literal(name)})" for schema, name in view.reads)
     missing = (
@@ -138,7 +142,14 @@ def make_view(view: View, pipeline: str, lock: int, access: Iterable[str] = ()) 
     )
     absent = " or ".join(f"to_regclass({literal(quote(*read))}) is null" for read in view.reads) or "false"
     there = f"to_regclass({literal(quote(*view.id))}) is not null"
-    made = "; ".join((*view.statements, *access))
+    given = [
+        f"if exists (select from penstock.tables t where t.pipeline = {literal(pipeline)} and t.made"
+        f" and (t.table_schema, t.table_name) = ({literal(table.schema)}, {literal(table.name)}))"
+        f" then {'; '.join(statements)}; end if"
+        for table, statements in below.items()
+        if statements
+    ]
+    made = "; ".join((*given, *view.statements, *access))
     return one_at_a_time([f"if not ({there} or {absent} or {missing}) then {made}; end if"], lock)
 
 

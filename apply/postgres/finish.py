@@ -79,11 +79,14 @@ class Completion:
         access = self._access(table, objects)
         statements = [one_at_a_time(access, state.LOCK)] if access else []
         if self._settings.views:
-            above = {table}
-            for view in objects.views:
+            above, tables = {table}, dict[TableId, set[TableId]]()
+            for view in objects.views:  # each behind those that it reads
+                tables[view.id] = set[TableId]().union(*(tables.get(read, {read}) for read in view.reads))
                 if above.intersection(view.reads) and matches(view.id, self._settings.tables):
                     above.add(view.id)
-                    statements.append(make_view(view, self._pipeline, state.LOCK, self._access(view.id, objects)))
+                    below = {read: self._access(read, objects) for read in sorted(tables[view.id])}
+                    access = self._access(view.id, objects)
+                    statements.append(make_view(view, self._pipeline, state.LOCK, access, below))
         return statements
 
     def _access(self, id: TableId, objects: Objects) -> list[str]:

@@ -139,6 +139,50 @@ def test_what_could_not_be_given_is_told_and_given_when_the_table_is_resumed(sim
                 connection.execute(f"drop owned by {simple.name}_reader; drop role {simple.name}_reader".encode())
 
 
+OF_OTHERS = """
+create schema shop; create role {name}_owner; create role {name}_reader;
+create table shop.a (id int primary key); create table shop.b (id int primary key);
+insert into shop.a values (1); insert into shop.b values (1);
+create view shop.seen as select a.id from shop.a join shop.b using (id);
+create materialized view shop.kept as select * from shop.seen;
+alter table shop.a owner to {name}_owner; alter table shop.b owner to {name}_owner;
+grant select on shop.a, shop.b to {name}_reader; alter view shop.seen owner to {name}_reader
+"""
+
+ERRORS = "select count(*) from penstock.tables where error <> ''"
+LOCKS_AWAITED = "select count(*) from pg_locks where not granted and relation = 'shop.b'::regclass"
+
+
+def test_views_are_filled_with_the_rights_of_their_owners_whichever_table_comes_first(simple: Project) -> None:
+    with psycopg.connect(simple.source, autocommit=True) as connection:
+        connection.execute(OF_OTHERS.replace("{name}", simple.name).encode())
+    try:
+        simple.write()
+        simple.file.write_text(simple.file.read_text() + "    views: true\n    owners: true\n    grants: true\n")
+        assert "shop.b is live, but" in simple.succeed("run", str(simple.file), "--until-caught-up")
+        with psycopg.connect(simple.target, autocommit=True) as connection:
+            for role in ("owner", "reader"):
+                connection.execute(f"create role {simple.name}_{role}".encode())
+        with psycopg.connect(simple.target) as other:
+            other.execute("lock table shop.b in share update exclusive mode")  # as a vacuum of it would hold
+            running = simple.start("run", str(simple.file), "--until-caught-up")
+            simple.succeed("resume", str(simple.file), "shop.a", "shop.b")
+            simple.wait_until(
+                "that a is on, or waits for b",
+                lambda: one(simple.target, LOCKS_AWAITED) == 2 or one(simple.target, ERRORS) == 1,
+                running,
+            )
+        said, _ = running.communicate(timeout=SECONDS)
+        assert running.returncode == 0 and one(simple.target, ERRORS) == 0, f"{said}\n{simple.logs()}"
+        assert one(simple.target, "select count(*) from shop.kept") == 1
+    finally:
+        for url in (simple.source, simple.target):
+            with psycopg.connect(url, autocommit=True) as connection:
+                for role in ("owner", "reader"):
+                    connection.execute(f"drop owned by {simple.name}_{role} cascade".encode())
+                    connection.execute(f"drop role {simple.name}_{role}".encode())
+
+
 def _rows(url: str, query: str) -> list[tuple[object, ...]]:
     with psycopg.connect(url, autocommit=True, options="-c search_path=pg_catalog") as connection:
         return connection.execute(query.encode()).fetchall()
