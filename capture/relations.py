@@ -16,6 +16,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from capture.definitions import Found, Watched
+from capture.partitions import grown, renamed_leaf
 from capture.tables import TableVersions
 from codec.pgoutput import Relation, RelationColumn
 from engines.postgres import catalogue, definitions, replication
@@ -305,17 +306,16 @@ class Relations:
     def whole(self, connection: psycopg.Connection, table: TableId, truncated: Iterable[int], xid: int) -> bool:
         """Whether all of a table is empty after the transaction `xid` truncated these leaves.
 
-        What counts is which leaves there were then: those of the plan, and those that gave rows to the log since,
-        unless they were attached by a later transaction (after a restart the log may know them already). A leaf that
-        is no partition any more took its rows out of the source's own table.
+        What counts is which leaves there were then: those of the last version, unless they were attached by a later
+        transaction (what is carried again, or chosen while everything runs, is known as the catalogue has it). One that
+        is no partition any more may have been one: its rows go when that is told.
         """
-        missing = self._leaves(table) - set(truncated)
+        missing = {leaf.oid for leaf in self._last(table).leaves} - set(truncated)
         if not missing:
             return True
         planned = {leaf.oid for leaf in self._tables.of(table)[0].table.leaves}
-        with connection.cursor(row_factory=tuple_row) as cursor:
-            there = cursor.execute(ATTACHED, {"oids": list(missing)}).fetchall()
-        return all(oid not in planned and any(_later(made, xid) for made in attached) for oid, attached in there)
+        attached = ask(connection, ATTACHED, oids=list(missing))
+        return missing == {oid for oid, made in attached if oid not in planned and any(_later(by, xid) for by in made)}
 
     # ------------------------------------------------------------------------------------------------- versions
 
@@ -357,10 +357,6 @@ class Relations:
     def _last(self, id: TableId) -> Table:
         return self._tables.of(id)[-1].table
 
-    def _leaves(self, table: TableId) -> set[int]:
-        """Every leaf that any version of the table has had."""
-        return {leaf.oid for version in self._tables.of(table) for leaf in version.table.leaves}
-
     def _as_planned(self, table: Table) -> Table:
         """Return a table as the catalogue has it, with the identity that it was published by."""
         nothing = self.published(table.id) is Identity.NOTHING
@@ -384,8 +380,9 @@ class Relations:
         moved = [leaf for leaf in table.leaves if leaf.oid in before and leaf.node != before[leaf.oid].node]
         said = self._said.get(table.id, SILENCE)
         refused = unknown = ""
+        now = definitions.names(connection, [leaf.oid for leaf in joined])
         for leaf in joined:
-            query = OLDER.replace("{leaf}", quote(*leaf.id))
+            query = OLDER.replace("{leaf}", quote(*now.get(leaf.oid, leaf.id)))
             if self._owners.get(leaf.oid, table.id) != table.id:
                 refused = f"{leaf.id} was copied as a table of its own, and is a partition of this one now"
             elif ask(connection, query, oid=leaf.oid) != [(False,)]:
@@ -421,15 +418,10 @@ class Relations:
         fresh = _today(connection, last)
         if fresh is None:
             return None
-        leaf = next((leaf for leaf in fresh.leaves if leaf.oid == relation.oid), None)
-        if leaf is None:
+        if all(leaf.oid != relation.oid for leaf in fresh.leaves):
             return None
-        # This leaf alone: others that are there by now come into the stream only later.
-        versions = [version.table for version in self._tables.of(id)]
-        grown = next((table for table in reversed(versions) if _shapes(table) == _shapes(fresh)), last)
-        definition = grown.definition.model_copy(update={"partitions": fresh.definition.partitions})
-        grown = grown.model_copy(update={"leaves": (*last.leaves, leaf), "definition": definition})
-        self._register(grown.model_copy(update={"since": self._since(connection, last, grown)}))
+        after = grown(last, fresh, relation.oid, TableId(relation.schema, relation.name))
+        self._register(after.model_copy(update={"since": self._since(connection, last, after)}))
         return id
 
     def _changed(self, connection: psycopg.Connection, old: Table, relation: Relation, planned: Identity) -> Table:
@@ -462,9 +454,7 @@ class Relations:
                     key = tuple(sorted(places[name] for name in names))
                     break
         name = TableId(relation.schema, relation.name)
-        leaves = tuple(
-            leaf.model_copy(update={"id": name}) if leaf.oid == relation.oid else leaf for leaf in old.leaves
-        )
+        old = renamed_leaf(old, relation.oid, name)
         renamed = old.renamed
         if relation.oid == old.oid:
             renamed = name if name != old.id else None
@@ -473,7 +463,6 @@ class Relations:
                 "columns": columns,
                 "key": key,
                 "identity": identity,
-                "leaves": leaves,
                 "definition": _definition(fresh, old, columns),
                 "renamed": renamed,
                 "objects": objects(connection, [fresh]) if fresh is not old else old.objects,
@@ -481,7 +470,7 @@ class Relations:
         )
         now = {leaf.oid: {"node": leaf.node, "toast": leaf.toast} for leaf in fresh.leaves}
         seen = changed.model_copy(
-            update={"leaves": tuple(leaf.model_copy(update=now.get(leaf.oid, {})) for leaf in leaves)}
+            update={"leaves": tuple(leaf.model_copy(update=now.get(leaf.oid, {})) for leaf in old.leaves)}
         )
         since = self._since(connection, old, seen)
         if (
