@@ -48,12 +48,13 @@ def _source(pipeline: Pipeline) -> Iterator[Finding]:
 
 
 def _catalogue(pipeline: Pipeline) -> tuple[SetupObjects, list[Table]] | None:
-    """Return the source's chosen tables, and what those rest on that each target takes; None if it can't be asked,
-    which has been told already."""
+    """Return the source's chosen tables that can be carried, and what those rest on that each target takes; None if it
+    can't be asked. What is missing has been told already."""
     from engines.postgres.catalogue import tables
     from engines.postgres.companions import for_choices
     from engines.postgres.connect import connect
     from engines.postgres.errors import translated
+    from engines.postgres.objects import refused
 
     try:
         with (
@@ -65,6 +66,8 @@ def _catalogue(pipeline: Pipeline) -> tuple[SetupObjects, list[Table]] | None:
             every = tables(connection, lambda _: True)
             pipeline.require_matches(table.id for table in every)
             chosen = [table for table in every if pipeline.chooses(table.id)]
+            without = refused(connection, chosen)
+            chosen = [table for table in chosen if table.id not in without]
             choices = {target.tables for target in pipeline.targets if target.tables}
             return for_choices(connection, chosen, pipeline.chooses, choices), chosen
     except ConfigInvalid:

@@ -222,7 +222,8 @@ def plan(file: File, as_json: AsJson = False) -> None:
     """Tell what is going to happen, and change nothing.
 
     For each target, in the order in which it is done: every table and column and what becomes of it, every loss, every
-    constraint and index, which tables change together, and about how long the load takes.
+    constraint and index, which tables change together, views, owners and grants if they are wanted, and about how long
+    the load takes.
 
     \b
     Example:  penstock plan pipeline.yaml

@@ -12,12 +12,13 @@ from apply.groups import components
 from apply.postgres.control import prepared_tables
 from control.registrar import fate_of
 from control.wiring import A_LOOK, exists, opened_log
-from conversion.ddl import after_load, foreign_keys, in_order, objects_made
+from conversion.ddl import access, after_load, foreign_keys, in_order, objects_made
 from conversion.loss import Loss, all_losses
-from engines.postgres.catalogue import objects as objects_of
 from engines.postgres.catalogue import tables as tables_of
+from engines.postgres.companions import for_choices
 from engines.postgres.connect import NEWEST, connect, major
 from engines.postgres.errors import translated
+from engines.postgres.objects import ANOTHER_TYPE, refused
 from schemas.errors import LogUnavailable, ReplicationError
 from schemas.pipeline import Mode, Pipeline, Prepare, TargetSettings, matches
 from schemas.table import Identity, Objects, Table, TableId
@@ -64,7 +65,7 @@ class TablePlan:
     columns: tuple[ColumnPlan, ...]
     first: tuple[str, ...]  # constraints that are made with the table
     then: tuple[str, ...]  # statements after its load
-    last: tuple[str, ...]  # and when all that they tie together is live
+    last: tuple[str, ...]  # and when all that they tie together is live; with it, to whom the table is given
     losses: tuple[str, ...]
 
 
@@ -81,6 +82,9 @@ class TargetPlan:
     objects: tuple[str, ...]  # statements before the tables, of which each is left out if its object is there
     losses: tuple[str, ...]  # that are no table's
     tables: tuple[TablePlan, ...]
+    views: tuple[
+        tuple[str, ...], ...
+    ]  # what makes each, and gives it to others, when the tables that it reads are live
 
 
 def plan_all(pipeline: Pipeline) -> list[TargetPlan]:
@@ -97,15 +101,17 @@ def plan_all(pipeline: Pipeline) -> list[TargetPlan]:
         every = tables_of(connection, lambda _: True)
         pipeline.require_matches(table.id for table in every)
         chosen = [table for table in every if pipeline.chooses(table.id)]
-        rests_on = {
-            choice: objects_of(connection, [table for table in chosen if matches(table.id, choice)])
-            for choice in {settings.tables for settings in pipeline.targets}
-        }
+        without = refused(connection, chosen)
+        carried = [table for table in chosen if table.id not in without]
+        choices = {settings.tables for settings in pipeline.targets}
+        rests_on = for_choices(connection, carried, pipeline.chooses, choices)
         oids = [leaf.oid for table in chosen for leaf in table.leaves]
         sizes: dict[int, int] = dict(connection.execute(SIZES, [oids]).fetchall())
     fates = _fates(pipeline, chosen)
+    fates |= {id: f"stops the pipeline: {why} -> {ANOTHER_TYPE}" for id, why in without.items()}
     return [
-        _target(pipeline, settings, chosen, rests_on[settings.tables], sizes, fates) for settings in pipeline.targets
+        _target(pipeline, settings, chosen, rests_on.of_choice(settings.tables), sizes, fates)
+        for settings in pipeline.targets
     ]
 
 
@@ -168,6 +174,7 @@ def _target(
             fates.get(table.id, ""),
             table.id in prepared,
             group_of,
+            objects,
             losses,
             version,
             sizes,
@@ -184,7 +191,14 @@ def _target(
         tuple(made for made, _ in objects_made(objects, tables, version=version or NEWEST)) if makes else (),
         tuple(_told(loss) for loss in losses if loss.table is None),
         plans,
+        tuple(_views(settings, objects, version or NEWEST)) if makes else (),
     )
+
+
+def _views(settings: TargetSettings, objects: Objects, version: int) -> Iterator[tuple[str, ...]]:
+    for view in objects.views if settings.views else ():
+        given = access(view.id, objects, grants=settings.grants, owners=settings.owners, version=version)
+        yield (*view.statements, *given)
 
 
 def _look(settings: TargetSettings) -> tuple[int, dict[TableId, dict[str, str]]]:
@@ -214,6 +228,7 @@ def _table(
     fate: str,
     prepared: bool,
     group_of: Mapping[TableId, int],
+    objects: Objects,
     losses: Sequence[Loss],
     version: int,
     sizes: Mapping[int, int],
@@ -225,7 +240,8 @@ def _table(
     size = sum(sizes.get(leaf.oid, 0) for leaf in table.leaves) if loads else 0
     then = tuple(after_load(table, version=newest)) if makes else ()
     seconds = max(size / BYTES_A_SECOND, rows / ROWS_A_SECOND) + TABLE_SECONDS + len(then) * rows / INDEX_ROWS_A_SECOND
-    keys = tuple(foreign_keys(table, group_of.keys(), version=newest)) if makes else ()
+    keys = foreign_keys(table, group_of.keys(), version=newest) if makes else []
+    given = access(table.id, objects, grants=settings.grants, owners=settings.owners, version=newest) if makes else []
     first = [c for c in (definition.primary_key, *definition.checks) if c is not None] if makes else []
     return TablePlan(
         str(table.id),
@@ -238,7 +254,7 @@ def _table(
         tuple(_columns(table, None if makes else there)),
         tuple(f"{constraint.name} {constraint.definition}" for constraint in first),
         then,
-        keys,
+        (*keys, *given),
         tuple(_told(loss) for loss in losses if loss.table == table.id),
     )
 
@@ -315,6 +331,8 @@ def lines_of(plan: TargetPlan) -> Iterator[str]:
         for when, statements in (("with it", table.first), ("after its load", table.then), ("at last", table.last)):
             yield from (f"    {when}: {statement}" for statement in statements)
         yield from (f"    LOSS: {loss}" for loss in table.losses)
+    for view in plan.views:
+        yield from (f"  at last, unless it is there: {' '.join(map(str.strip, made.splitlines()))}" for made in view)
 
 
 def _members(plan: TargetPlan, group: int) -> list[str]:

@@ -17,6 +17,7 @@ from schemas.table import ColumnDetails, Constraint, Objects, Partitioned, Table
 VIRTUAL_SINCE = 18
 NOT_ENFORCED_SINCE = 18
 MULTIRANGE_SINCE = 14
+MAINTAIN_SINCE = 17
 MULTIRANGE = re.compile(r', multirange_type_name = "(?:[^"]|"")*"\."(?:[^"]|"")*"')
 
 
@@ -121,6 +122,13 @@ def foreign_keys(table: Table, among: Collection[TableId] | None = None, *, vers
         if (among is None or constraint.references in among)
         and not (_only_since_18(constraint) and version < NOT_ENFORCED_SINCE)
     ]
+
+
+def access(id: TableId, objects: Objects, *, grants: bool, owners: bool, version: int = NEWEST) -> list[str]:
+    """Return what lets others use a table or a view, and gives it to its owner."""
+    wanted = [*(objects.grants if grants else ()), *(objects.owners if owners else ())]
+    maintains = version >= MAINTAIN_SINCE
+    return [g.statement for g in wanted if g.on == id and (maintains or "grant MAINTAIN" not in g.statement)]
 
 
 def make_view(

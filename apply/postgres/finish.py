@@ -11,15 +11,13 @@ from apply.postgres.build import Builder
 from apply.postgres.session import Session
 from apply.postgres.writers import Writers
 from apply.target import TableProgress, TableRefused
-from conversion.ddl import after_load, foreign_keys, make_view, one_at_a_time
+from conversion.ddl import access, after_load, foreign_keys, make_view, one_at_a_time
 from engines.postgres.errors import translate, translated
 from engines.postgres.quoting import literal, quote
 from schemas.errors import TransientError
 from schemas.pipeline import TargetSettings, matches
 from schemas.table import Objects, Table, TableId
 from transport.views import Registered
-
-MAINTAIN_SINCE = 17
 
 SET_SEQUENCE = """
 select pg_catalog.setval({sequence}::regclass, highest.value)
@@ -76,8 +74,8 @@ class Completion:
     def _companions(self, table: TableId, objects: Objects) -> list[str]:
         """Return what gives a table, and the views that read it, to whom they belong; and what makes these views, if
         this is the last table that they wait for."""
-        access = self._access(table, objects)
-        statements = [one_at_a_time(access, state.LOCK)] if access else []
+        given = self._access(table, objects)
+        statements = [one_at_a_time(given, state.LOCK)] if given else []
         if self._settings.views:
             above, tables = {table}, dict[TableId, set[TableId]]()
             for view in objects.views:  # each behind those that it reads
@@ -85,19 +83,13 @@ class Completion:
                 if above.intersection(view.reads) and matches(view.id, self._settings.tables):
                     above.add(view.id)
                     below = {read: self._access(read, objects) for read in sorted(tables[view.id])}
-                    access = self._access(view.id, objects)
-                    statements.append(make_view(view, self._pipeline, state.LOCK, access, below))
+                    given = self._access(view.id, objects)
+                    statements.append(make_view(view, self._pipeline, state.LOCK, given, below))
         return statements
 
     def _access(self, id: TableId, objects: Objects) -> list[str]:
-        wanted = [*(objects.grants if self._settings.grants else ())]
-        wanted += objects.owners if self._settings.owners else ()
-        maintain = self._session.major >= MAINTAIN_SINCE
-        return [
-            given.statement
-            for given in wanted
-            if given.on == id and (maintain or "grant MAINTAIN" not in given.statement)
-        ]
+        settings = self._settings
+        return access(id, objects, grants=settings.grants, owners=settings.owners, version=self._session.major)
 
     def _keys(self, table: Table, others: Collection[TableId]) -> list[str]:
         """Return what makes the foreign keys, without holding up the writing to either table for long."""

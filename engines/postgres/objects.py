@@ -13,6 +13,8 @@ from schemas.errors import SchemaUnsupported
 from schemas.table import Objects, Table, TableId
 from schemas.table import Sequence as SequenceObject
 
+ANOTHER_TYPE = "use another type, or leave the table out of the pipeline: tables: ['!schema.table']"
+
 ASKED_AT_ONCE = 100  # tables, if they rest on nothing
 
 EXTENSION = "e.extname || case when en.nspname <> 'pg_catalog' then ' schema ' || en.nspname else '' end"
@@ -29,6 +31,15 @@ COLUMN_TYPES = """
 select distinct a.atttypid::int8
   from pg_attribute a
  where a.attrelid = any (%(oids)s::oid[]) and a.attnum > 0 and not a.attisdropped
+"""
+
+COLUMNS_OF_TYPES = """
+select n.nspname, c.relname, a.attname, a.atttypid::int8
+  from pg_attribute a
+  join pg_class c on c.oid = a.attrelid
+  join pg_namespace n on n.oid = c.relnamespace
+ where a.attrelid = any (%(oids)s::oid[]) and a.atttypid = any (%(types)s::oid[]) and not a.attisdropped
+ order by n.nspname, c.relname, a.attnum
 """
 
 TYPES = """
@@ -199,6 +210,9 @@ def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
     with one_moment(conn):
         oids = _oids(conn, chosen)
         types = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
+        if types.unmakeable:
+            refused = _refused(conn, chosen, oids, types)
+            raise SchemaUnsupported("; ".join(f"{id}: {why}" for id, why in refused.items()), remedy=ANOTHER_TYPE)
         extensions = types.extensions
         extensions |= {name for (name,) in ask(conn, EXTENSIONS.replace("{extension}", EXTENSION), oids=oids)}
         collations = [
@@ -219,6 +233,25 @@ def objects(conn: psycopg.Connection, tables: Iterable[Table]) -> Objects:
         labels=tuple(types.labels),
         sequences=tuple(sequences),
     )
+
+
+def refused(conn: psycopg.Connection, tables: Iterable[Table]) -> dict[TableId, str]:
+    """Return the tables for which `objects` raises, and what is the matter with each."""
+    chosen = list(tables)
+    with one_moment(conn):
+        oids = _oids(conn, chosen)
+        types = _types(conn, [oid for (oid,) in ask(conn, COLUMN_TYPES, oids=oids)])
+        return _refused(conn, chosen, oids, types) if types.unmakeable else {}
+
+
+def _refused(
+    conn: psycopg.Connection, tables: Iterable[Table], oids: Sequence[int], types: _Types
+) -> dict[TableId, str]:
+    found: dict[TableId, list[str]] = {}
+    for schema, name, column, oid in ask(conn, COLUMNS_OF_TYPES, oids=oids, types=list(types.unmakeable)):
+        why = f"column {column}: type {types.unmakeable[oid]} is written in C and belongs to no extension"
+        found.setdefault(TableId(schema, name), []).append(why)
+    return {table.id: "; ".join(found[table.name]) for table in tables if table.name in found}
 
 
 def objects_of_each(conn: psycopg.Connection, tables: Iterable[Table]) -> dict[TableId, Objects]:
@@ -291,6 +324,7 @@ class _Types(NamedTuple):
     made: list[tuple[TableId, str]]  # statements, in order of dependence
     labels: list[tuple[TableId, tuple[str, ...]]]  # of the enumerations that are made
     extensions: set[str]  # that bring the others
+    unmakeable: dict[int, TableId]  # those that no statement makes, and what is written in C that they rest on
 
 
 def _types(conn: psycopg.Connection, wanted: list[int]) -> _Types:
@@ -300,6 +334,7 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> _Types:
     labels: dict[int, list[str]] = {}
     extensions: set[str] = set()
     aliases: dict[int, int] = {}  # a multirange comes with its range
+    unmakeable: dict[int, TableId] = {}
     while wanted:
         step = {row[0]: _Type(*row) for row in ask(conn, TYPES.replace("{extension}", EXTENSION), oids=wanted)}
         found |= step
@@ -313,11 +348,15 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> _Types:
             if t.is_array:
                 needs[t.oid] = [t.element]
             elif t.typtype in {"b", "p"}:
-                raise SchemaUnsupported(
-                    f"type {t.schema}.{t.name} is written in C and belongs to no extension",
-                    remedy="use another type, or leave the tables that use it out of the pipeline",
-                )
+                unmakeable[t.oid] = TableId(t.schema, t.name)
         wanted = list({need for t in ours for need in needs.get(t.oid, ()) if need and need not in found})
+    while above := {
+        oid: unmakeable[need]
+        for oid, of in needs.items()
+        for need in of
+        if need in unmakeable and oid not in unmakeable
+    }:
+        unmakeable |= above
     ordered: dict[int, None] = {}
 
     def put(oid: int, below: frozenset[int]) -> None:
@@ -335,6 +374,7 @@ def _types(conn: psycopg.Connection, wanted: list[int]) -> _Types:
         [(id, statements[oid]) for oid, id in made.items()],
         [(id, tuple(labels[oid])) for oid, id in made.items() if oid in labels],
         extensions,
+        unmakeable,
     )
 
 

@@ -13,6 +13,7 @@ from engines.postgres.catalogue import tables as read_tables
 from engines.postgres.companions import views_of
 from engines.postgres.connect import connect, execute, is_sql_ascii, replication
 from engines.postgres.errors import NAMES_REMEDY
+from engines.postgres.objects import ANOTHER_TYPE, refused
 from engines.postgres.problems import Found, Problem, quoted, right_version, some
 from engines.postgres.publications import publication_names, publication_problems
 from engines.postgres.quoting import quote
@@ -240,6 +241,8 @@ def _what_cannot_be_carried(found: Found, conn: psycopg.Connection, tables: Sequ
             f"source: the changes of unlogged tables can't be followed: {some(unlogged)}",
             "alter table … set logged, or leave them out: tables: ['!schema.table']",
         )
+    for id, why in refused(conn, tables).items():
+        found.error(f"source: {id}: {why}", ANOTHER_TYPE)
     roots = _roots(tables)
     if foreign := [TableId(*row) for row in ask(conn, queries.FOREIGN_PARTITIONS, **roots)]:
         found.error(

@@ -292,3 +292,40 @@ def test_plan_tells_what_becomes_of_everything_and_changes_nothing(penstock: Pen
     with psycopg.connect(penstock.target) as target_db:
         found = target_db.execute("select to_regnamespace('penstock') is null, count(*) from shop.orders").fetchone()
     assert found == (True, 0)
+
+
+OF_C = """
+create type shop.odd;
+create function shop.odd_in(cstring) returns shop.odd language internal immutable strict as 'int4in';
+create function shop.odd_out(shop.odd) returns cstring language internal immutable strict as 'int4out';
+create type shop.odd (input = shop.odd_in, output = shop.odd_out, like = int4);
+create type shop.pair as (n int, o shop.odd[]);
+create table shop.queer (id int primary key, plain text, "Pair" shop.pair)
+"""
+
+
+def test_plan_names_a_type_that_no_target_can_have_and_goes_on_and_so_does_check(penstock: Penstock) -> None:
+    sql(penstock.source, OF_C)
+    sql(penstock.target, "create schema shop; create table shop.orders (id int)")
+    (target,) = [json.loads(line) for line in penstock("plan", "--json").splitlines()]
+    actions = {table["table"]: table["action"] for table in target["tables"]}
+    what = "shop.queer: column Pair: type shop.odd is written in C and belongs to no extension"
+    assert f"shop.queer: {actions['shop.queer']}".startswith(f"shop.queer: stops the pipeline: {what[12:]}")
+    assert actions["shop.orders"].startswith("stops: the target has a table of this name")
+    found = penstock.findings(code=4)
+    assert found[f"source: {what}"][1]
+    assert any(problem.startswith("target copy: ") and "shop.orders" in problem for problem in found)  # it is looked at
+    assert what in penstock("run", code=3)
+
+
+def test_plan_tells_of_views_owners_and_grants_where_they_are_wanted(penstock: Penstock) -> None:
+    sql(penstock.source, "create view shop.few as select id from shop.orders; grant select on shop.few to pg_monitor")
+    sql(penstock.source, "grant insert on shop.orders to pg_monitor")
+    made = 'grant INSERT on table "shop"."orders" to "pg_monitor"', 'create view "shop"."few" as SELECT'
+    told = penstock("plan")
+    assert not any(statement in told for statement in made)
+    penstock.file.write_text(f"{penstock.file.read_text()}    views: true\n    owners: true\n    grants: true\n")
+    told = penstock("plan")
+    assert all(statement in told for statement in made), told
+    assert 'at last: alter table "shop"."orders" owner to "postgres"' in told
+    assert 'at last, unless it is there: grant SELECT on table "shop"."few" to "pg_monitor"' in told
