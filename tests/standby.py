@@ -47,6 +47,7 @@ class Standby(PostgresServer):
         deadline = time.monotonic() + 30
         while self.ask(_THERE.format(slot)) != "True":
             assert time.monotonic() < deadline, self.output()[-3000:]
+            self.ask("select pg_reload_conf()")  # wakes the server's worker: without news it sleeps up to half a minute
             go_on()
 
     def catch_up(self) -> None:

@@ -44,7 +44,8 @@ def locked(path: Path) -> Iterator[None]:
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on, below the kernel's range for clients.
 
-    A port inside that range could become some client's own while a server is down for a restart.
+    A port inside that range could become some client's own while a server is down for a restart. On Linux no other
+    process is given the port as long as this one lives: who was given it may not listen yet.
     """
     low = 32768
     with contextlib.suppress(OSError):  # not Linux
@@ -57,7 +58,17 @@ def free_port() -> int:
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 candidate.bind(("127.0.0.1", port))
+                _claim(port)
                 return port
+
+
+def _claim(port: int) -> None:
+    """Take a name that one socket of the machine can have, and that the kernel frees at our end; raise `OSError`
+    if it is taken."""
+    if sys.platform == "linux":
+        with socket.socket(socket.AF_UNIX) as claim:
+            claim.bind(f"\0penstock-port-{port}")
+            claim.detach()  # it stays open
 
 
 def dying_with_us(command: list[str], number: signal.Signals, user: str | None = None) -> list[str]:

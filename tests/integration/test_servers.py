@@ -191,3 +191,10 @@ def test_a_server_that_never_answers_is_given_up() -> None:
 def test_a_free_port_lies_below_the_range_for_clients() -> None:
     low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(1024 < free_port() < low for _ in range(20))
+
+
+def test_a_free_port_is_given_once_though_nobody_listens_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = free_port(), free_port()
+    offered = iter([first, second, free_port() + 1])
+    monkeypatch.setattr("control.servers.process.random.randrange", lambda low, high: next(offered))
+    assert free_port() not in {first, second}

@@ -25,7 +25,7 @@ from transport.memory import MemoryLog
 from transport.topics import Topics
 from transport.views import Frontiers, Tables
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Captured(NamedTuple):

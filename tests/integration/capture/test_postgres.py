@@ -787,15 +787,24 @@ def test_a_server_that_says_nothing_any_more_is_a_passing_error(make_postgres: C
     with make_world(server.url()) as world:
         world.run("create table public.t (id int primary key)")
         setup = world.prepare()
-        capture = world.capture(silence=1.0)
+        silence = 60.0
+        capture = world.capture(silence=silence)
+        source, ahead = capture._source, 0.0
+        assert isinstance(source, PostgresSource)
+        source._clock = lambda: time.monotonic() + ahead
         world.run("insert into public.t values (1)")
         world.catch_up(capture)
-        began = time.monotonic()
-        until(capture, lambda: time.monotonic() > began + 2.5)  # idle, but it answers when it is asked
+        for _ in range(2):  # idle, but it answers when it is asked
+            ahead += 0.6 * silence
+            began = source._clock()
+            until(capture, lambda began=began: source._heard > began)  # type: ignore[misc]
         state = replication.slot_state(world.db, setup.slot)
         assert state is not None and state.active_pid is not None
         os.kill(state.active_pid, signal.SIGSTOP)
         world.run("insert into public.t values (2)")
+        ahead += 0.6 * silence
+        until(capture, lambda: source._asked is not None and source._asked > source._heard)
+        ahead += 0.6 * silence
         with pytest.raises(SourceUnavailable, match="nothing was heard") as caught:
             until(capture, lambda: False)
         assert "network" in caught.value.remedy
