@@ -96,7 +96,8 @@ class SnapshotTaken:
     """A snapshot that chunks may be read in. Its offset in `p.chunks` is its id, and the order of taking.
 
     `position` is that of a message emitted after it was taken: chunks are final, and a table may join its group,
-    only when capture has passed it.
+    only when capture has passed it. It was taken behind what stands before `known`, and perhaps not behind what stands
+    between that and this: whoever took it may have stalled before he said so.
     """
 
     name: str  # to import it by, as long as its holder lives
@@ -104,6 +105,7 @@ class SnapshotTaken:
     xmax: int
     xip: tuple[int, ...]
     position: int
+    known: int  # the next offset of `p.chunks` that its holder had not read when he took it
     at: int
 
     @property

@@ -162,7 +162,7 @@ class Holder:
         Whoever stalls may have lost the source's claim, and his slot, without knowing. So there is one in the log
         too, made before anything is prepared: a setup counts only if no other claim is between it and its own.
         """
-        assert self._writer is not None
+        assert self._writer is not None and self._chunks is not None
         # In this order: whoever prepares the source with this log claims in it before.
         if self._source.is_prepared() and not self._log.offsets(self._topics.control).end:
             raise LogRewound(
@@ -211,7 +211,7 @@ class Holder:
             raise
         if load:
             assert prepared.snapshot is not None
-            self._publish(prepared.snapshot)
+            self._publish(prepared.snapshot, self._chunks.next)
         seen = prepared.visibility
         setup = Setup(
             system=prepared.system,
@@ -350,6 +350,7 @@ class Holder:
         what an earlier one had, and it takes no more than to wait until the commit is through.
         """
         assert self._chunks is not None and self._tables is not None
+        known = self._chunks.next
         held = self._source.take()
         used = {n for table in rules.chosen(setup, self._tables, self._chunks) for n in self._chunks.of(table).used()}
         earlier = [setup.visibility, *(self._chunks.snapshots[number].visibility for number in used)]
@@ -359,17 +360,18 @@ class Holder:
             self.snapshots_refused += 1
             self._again_at = self._clock() + _AGAIN_SECONDS
             return False
-        self._publish(held)
+        self._publish(held, known)
         self._wants = False
         return True
 
-    def _publish(self, held: Held) -> None:
-        """Announce a snapshot at the source, then in the log; from here on workers read in it."""
+    def _publish(self, held: Held, known: int) -> None:
+        """Announce a snapshot at the source, then in the log; from here on workers read in it. It was taken when
+        `p.chunks` was read up to `known`."""
         assert self._writer is not None
         try:
             position = self._source.announce()
             xmin, xmax, xip = held.visibility
-            taken = SnapshotTaken(held.name, xmin, xmax, tuple(xip), position, self._micros())
+            taken = SnapshotTaken(held.name, xmin, xmax, tuple(xip), position, known, self._micros())
             number = self._writer.put(self._topics.chunks, encode_control(taken))
         except BaseException:
             held.close()

@@ -77,7 +77,7 @@ def fit(
     return [
         number
         for number, taken in snapshots.items()
-        if number > table.after and alive(number) and taken.visibility.sees_all_of(setup.visibility)
+        if taken.known > table.after and alive(number) and taken.visibility.sees_all_of(setup.visibility)
     ]
 
 
@@ -117,7 +117,7 @@ def for_part(
     candidates = [
         number
         for number, taken in snapshots.items()
-        if number > part.issued.offset and alive(number) and all(map(taken.visibility.sees_all_of, earlier))
+        if taken.known > part.issued.offset and alive(number) and all(map(taken.visibility.sees_all_of, earlier))
     ]
     return max(candidates, default=None)
 

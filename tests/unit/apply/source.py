@@ -211,7 +211,8 @@ class Source:
     def snapshot(self, xmin: int | None = None, xmax: int | None = None, xip: tuple[int, ...] = ()) -> int:
         """Take a snapshot that sees all that was committed, unless said otherwise; return its offset."""
         seen = self.xid + 1
-        taken = SnapshotTaken("x", xmin or min(xip, default=xmax or seen), xmax or seen, xip, self.position, self.time)
+        xmin, xmax = xmin or min(xip, default=xmax or seen), xmax or seen
+        taken = SnapshotTaken("x", xmin, xmax, xip, self.position, 0, self.time)
         return self.control.put(self.topics.chunks, encode_control(taken))
 
     def plan(self, table: str, chunks: int = 1, generation: int = 1) -> None:

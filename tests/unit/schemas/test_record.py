@@ -59,7 +59,7 @@ RECORDS = st.one_of(
             tuple
         ),
     ),
-    st.builds(SnapshotTaken, NAME, LONG, LONG, st.lists(LONG, max_size=4).map(tuple), LONG, LONG),
+    st.builds(SnapshotTaken, NAME, LONG, LONG, st.lists(LONG, max_size=4).map(tuple), LONG, LONG, LONG),
     st.builds(
         Plan,
         NAME,

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from schemas.errors import PermissionMissing, SnapshotLost, SourceUnavailable, ValueUnsupported
-from schemas.frontier import HEAL, Command, CommandKind, Freed, Manifest, Plan, SnapshotTaken
+from schemas.frontier import HEAL, Chosen, Command, CommandKind, Freed, Manifest, Name, Plan, SnapshotTaken
 from schemas.record import Op, encode_control
 from snapshot import heal, loop, rules
 from snapshot.loop import SnapshotWorker
@@ -514,7 +514,7 @@ def test_a_snapshot_that_lacks_what_the_stream_leaves_out_is_not_read_in(world: 
     world.capture()
     old = world.db.snapshot()
     with world.log.writer("control") as writer:
-        writer.put(TOPICS.chunks, encode_control(SnapshotTaken(old.name, 90, 101, (95,), 1000, 0)))
+        writer.put(TOPICS.chunks, encode_control(SnapshotTaken(old.name, 90, 101, (95,), 1000, 0, 0)))
     with closing(worker := world.worker()):
         world.settle(worker)
     assert all(read.endswith("snapshot-1") for read in world.reads())
@@ -783,6 +783,39 @@ def test_a_table_is_read_anew_when_somebody_asks_for_it_long_after_the_load() ->
         assert world.loaded(A) == {"1": "x", "2": "y"}
         assert {call.split()[1] for call in world.reads()[before:]} == {"s.a/0"}
         assert world.holder.held == ()
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_snapshot_that_was_taken_before_somebody_asked_does_not_count_for_it_though_it_was_told_later(
+    part: bool,
+) -> None:
+    """A holder that stalls in between: of a table that was published meanwhile the stream does not tell the rest."""
+    world = World(table(A), table(B), mode="load-and-changes")
+    world.db.rows[A] = {"1": "x"}
+    world.start()
+    world.capture()
+    with closing(world.holder, worker := world.worker()):
+        world.settle(world.holder, worker)
+        schema_id = world.version(A).schema_id
+        asked = Command(CommandKind.RELOAD, *A, "t", "1", "me", 0, 1, schema_id) if part else None
+
+        def stalled(call: str) -> None:
+            if call == "announce":
+                world.db.failing = lambda call: None
+                world.db.rows[A] = {"1": "y"}
+                added = Chosen((schema_id, world.version(B).schema_id), (Name(*A),), (), "me", 0, 0)
+                with world.log.writer("control") as writer:
+                    writer.put(TOPICS.chunks, encode_control(asked or added))
+
+        with world.log.writer("control") as writer:
+            writer.put(TOPICS.chunks, encode_control(Command(CommandKind.RELOAD, *B, "", "", "me", 0)))
+        world.db.failing = stalled
+        for _ in range(3):
+            world.settle(world.holder, worker)
+            world.capture()
+        assert world.chunks().of(A).settled()
+        (again,) = [call for call in world.reads() if "s.a" in call][1:]
+        assert "in snapshot-3" in again
 
 
 def test_what_was_read_before_somebody_asked_for_a_new_load_does_not_count_for_it() -> None:

@@ -14,7 +14,7 @@ SETUP = Setup("1", "slot", (), 0, 100, 100, (), "", "load-and-changes", 0)
 
 
 def taken(xmax: int, *xip: int) -> SnapshotTaken:
-    return SnapshotTaken("n", min(xip, default=xmax), xmax, xip, 0, 0)
+    return SnapshotTaken("n", min(xip, default=xmax), xmax, xip, 0, 0, 0)
 
 
 def state(*used: int, missing: int = 0, generation: int = 0, cause: str = "", plan_offset: int = 0) -> TableChunks:

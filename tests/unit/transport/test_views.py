@@ -89,7 +89,7 @@ def manifest(chunk: int, snapshot: int, generation: int = 0, rows: int = 1) -> M
 
 
 def snapshot(name: str) -> SnapshotTaken:
-    return SnapshotTaken(name, 1, 2, (), 3, 4)
+    return SnapshotTaken(name, 1, 2, (), 3, 0, 4)
 
 
 def test_the_first_plan_and_the_first_manifest_count(log: MemoryLog) -> None:
