@@ -103,7 +103,7 @@ class Traffic(threading.Thread):
                         connection.execute("set search_path = app")
                         self.reconnects += 1
                         self._work(connection)
-                except psycopg.OperationalError:
+                except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout):
                     self._ending.wait(0.02)  # no server to connect to yet
         except BaseException as error:
             self._error = error

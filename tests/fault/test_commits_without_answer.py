@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -30,8 +30,12 @@ def test_a_commit_whose_answer_is_lost_counts_once(
     world.begin_traffic()
     run = world.start()
     # During the load, at each step of it; then of the stream.
-    for what in (TableState.LOADING, TableState.LIVE):
-        world.wait(what, lambda what=what: what in world.states().values(), run)  # type: ignore[misc]
+    moments: dict[str, Callable[[], bool]] = {
+        "the load": lambda: bool(set(world.states().values()) - {TableState.WAITING}),
+        "a live table": lambda: TableState.LIVE in world.states().values(),
+    }
+    for what, come in moments.items():
+        world.wait(what, come, run)
         for _ in range(CUTS // 2):
             cuts = proxy.cuts
             proxy.arm()

@@ -28,6 +28,9 @@ HOSTILE = {
     "search_path": "pg_temp",
 }
 
+UNHARMED = "-c idle_session_timeout=0 -c statement_timeout=0"
+"""For whoever kills: the settings would end his own session when he comes late."""
+
 KILL_IDLE = """
 select count(pg_terminate_backend(pid)) from pg_stat_activity
  where datname = current_database() and pid <> pg_backend_pid() and application_name like 'penstock%'
@@ -48,7 +51,8 @@ class IdleKiller(threading.Thread):
     def run(self) -> None:
         with contextlib.ExitStack() as stack:
             connections = [
-                stack.enter_context(contextlib.closing(psycopg.connect(url, autocommit=True))) for url in self._urls
+                stack.enter_context(contextlib.closing(psycopg.connect(url, autocommit=True, options=UNHARMED)))
+                for url in self._urls
             ]
             while not self._over.wait(0.1):
                 for connection in connections:

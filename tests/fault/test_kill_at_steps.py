@@ -18,11 +18,13 @@ def test_a_holder_is_killed_while_it_sets_up(world: World) -> None:
     eyes = world.look()
     run = world.start()
     world.started(run)
+    assert run.signal("capture", signal.SIGSTOP)  # so that no chunk gets final, and the holder is not done
     world.wait("a table", lambda: eyes.records(eyes.topics.tables), run)
     assert world.kill(run, "holder")
     taken = len(eyes.records(eyes.topics.chunks))
     world.wait("a snapshot", lambda: len(eyes.records(eyes.topics.chunks)) > taken, run)
-    world.kill(run, "holder")
+    assert world.kill(run, "holder")
+    assert run.signal("capture", signal.SIGCONT)
     world.wait("live tables", world.all_live, run)
     world.finish(run)
 
@@ -36,8 +38,10 @@ def test_a_snapshot_that_is_lost_in_the_middle_of_a_load_is_healed(
     eyes = world.look()
     run = world.start()
     world.wait("a final chunk", lambda: eyes.setup() and eyes.chunks().of(ledger()).manifests, run)
+    assert run.signal("capture", signal.SIGSTOP)  # no more chunks get final
     assert world.kill(run, "holder", "snapshot-0", "snapshot-1")
     assert not eyes.chunks().of(ledger()).complete()
+    assert run.signal("capture", signal.SIGCONT)
     world.wait("healing", lambda: eyes.chunks().of(ledger()).healed, run)
     world.wait("live tables", world.all_live, run)
     assert len(eyes.chunks().of(ledger()).snapshots()) > 1
