@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[2]
 KEPT = sorted((Path(__file__).parent / "kept").glob("*.json"))
 
 HISTORIES, SHARES = 5_000, 20
-ENOUGH = 6_000
-"""Histories within which every mistake must be found."""
+ENOUGH = 12_000
+"""Histories within which every mistake must be found. Which ones find it shifts with every call that a loop makes; the
+rarest are found by one in some thousand, so that half as many could miss one by chance."""
 
 
 def simulate(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -46,7 +47,7 @@ def test_a_history_that_once_failed_holds(path: Path) -> None:
     assert (run.returncode, run.stdout) == (0, "holds\n"), told(run)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_500)
 @pytest.mark.parametrize("mistake", sorted(MISTAKES.keys() - RARE))
 def test_a_deliberate_mistake_is_found(mistake: str) -> None:
     run = simulate("--break", mistake, "--histories", ENOUGH, "--jobs", 1)
