@@ -70,8 +70,9 @@ CHOSEN = """
 """
 
 NOT_OWNED = f"""
-select n.nspname, c.relname, pg_get_userbyid(c.relowner)
+select n.nspname, c.relname, r.rolname, r.rolsuper
 {CHOSEN}
+  join pg_roles r on r.oid = c.relowner
  where not pg_has_role(c.relowner, 'usage')
  order by n.nspname, c.relname
 """

@@ -15,7 +15,7 @@ from engines.postgres.connect import connect, execute, is_sql_ascii, replication
 from engines.postgres.errors import NAMES_REMEDY
 from engines.postgres.objects import ANOTHER_TYPE, refused
 from engines.postgres.problems import Found, Problem, quoted, right_version, some
-from engines.postgres.publications import publication_names, publication_problems
+from engines.postgres.publications import publication_names, publication_problems, publication_statements
 from engines.postgres.quoting import quote
 from engines.postgres.replication import slot_state, standbys_awaited
 from engines.postgres.retention import released
@@ -28,6 +28,7 @@ __all__ = ["Problem", "source_problems", "target_problems"]
 
 LEAST_SENDER_TIMEOUT = 10_000  # ms
 LONG_TRANSACTION = 60  # s
+FEW = 10  # tables that a statement still names for people
 
 
 def source_problems(
@@ -201,12 +202,23 @@ def _publications(
             f"grant create on database {quote(database)} to {role}, {made_for_us}",
         )
     roots = _roots(tables)
-    foreign = [(TableId(schema, table), owner) for schema, table, owner in ask(conn, queries.NOT_OWNED, **roots)]
-    if foreign:
-        owners = sorted({owner for _, owner in foreign})
+    supers: dict[str, list[TableId]] = {}
+    others: dict[str, list[TableId]] = {}
+    for schema, table, owner, superuser in ask(conn, queries.NOT_OWNED, **roots):
+        (supers if superuser else others).setdefault(owner, []).append(TableId(schema, table))
+    if others:
         found.error(
-            f"source: only their owner can publish {some([id for id, _ in foreign])}",
-            f"grant {', '.join(map(quote, owners))} to {role}, {made_for_us}",
+            f"source: only their owner can publish {some([id for ids in others.values() for id in ids])}",
+            f"grant {', '.join(map(quote, others))} to {role}, {made_for_us}",
+        )
+    if supers:  # whose membership nobody gives away
+        statements = publication_statements(name, tables, conn.info.server_version)
+        short = "; ".join(statements) if len(tables) <= FEW else made_for_us.removeprefix("or ")
+        found.error(
+            f"source: only superusers can publish {some([id for ids in supers.values() for id in ids])}, whom they"
+            f" belong to: {', '.join(supers)}",
+            f"give them to a role that is no superuser (alter table … owner to …), and grant that one to {role};"
+            f" or as a superuser: {short}",
         )
 
 

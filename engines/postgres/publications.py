@@ -7,7 +7,7 @@ updates and deletes: in a publication that does, the application's own would fai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 
 import psycopg
 
@@ -75,28 +75,52 @@ def make_publications(conn: psycopg.Connection, name: str, tables: Iterable[Tabl
     whole, keyless = publication_names(name)
     with conn.transaction():
         existing = {row[0] for row in ask(conn, PUBLICATIONS, names=[whole, keyless])}
-        for publication, publish in ((whole, "insert, update, delete, truncate"), (keyless, "insert, truncate")):
-            members = [t for t in chosen if (t.identity is Identity.NOTHING) == (publication == keyless)]
+        for publication, publish, members in _both(name, chosen):
             _make(conn, publication, publish, members, exists=publication in existing)
+
+
+def publication_statements(name: str, tables: Sequence[Table], version: int) -> list[str]:
+    """Return what makes both publications on a server of that version number, for whoever has the right to."""
+    return [_creation(*parts, version) for parts in _both(name, tables)]
+
+
+def _both(name: str, tables: Sequence[Table]) -> Iterator[tuple[str, str, list[Table]]]:
+    """Yield the name of each publication, what it publishes, and its tables."""
+    whole, keyless = publication_names(name)
+    for publication, publish in ((whole, "insert, update, delete, truncate"), (keyless, "insert, truncate")):
+        members = [t for t in tables if (t.identity is Identity.NOTHING) == (publication == keyless)]
+        yield publication, publish, members
 
 
 def _make(conn: psycopg.Connection, publication: str, publish: str, members: list[Table], *, exists: bool) -> None:
     version = conn.info.server_version
-    # 12 takes no partitioned table.
-    ids = [t.id for t in members] if version >= 130_000 else [leaf.id for t in members for leaf in t.leaves]
-    listed = ", ".join(f"only {quote(*id)}" for id in ids)
-    options = f"publish = '{publish}'" + (", publish_via_partition_root = false" if version >= 130_000 else "")
-    if exists and not ids:  # no statement empties one
+    listed = _listed(members, version)
+    if exists and not listed:  # no statement empties one
         run(conn, f"drop publication {quote(publication)}")
         exists = False
     if exists:
         # Only where they differ: whoever watches it would take that for somebody else's hand.
         run(conn, f"alter publication {quote(publication)} set table {listed}")
         if _options(conn, publication) != _wanted(publish):
-            run(conn, f"alter publication {quote(publication)} set ({options})")
+            run(conn, f"alter publication {quote(publication)} set ({_with(publish, version)})")
     else:
-        members_clause = f" for table {listed}" if ids else ""
-        run(conn, f"create publication {quote(publication)}{members_clause} with ({options})")
+        run(conn, _creation(publication, publish, members, version))
+
+
+def _creation(publication: str, publish: str, members: list[Table], version: int) -> str:
+    listed = _listed(members, version)
+    members_clause = f" for table {listed}" if listed else ""
+    return f"create publication {quote(publication)}{members_clause} with ({_with(publish, version)})"
+
+
+def _listed(members: list[Table], version: int) -> str:
+    # 12 takes no partitioned table.
+    ids = [t.id for t in members] if version >= 130_000 else [leaf.id for t in members for leaf in t.leaves]
+    return ", ".join(f"only {quote(*id)}" for id in ids)
+
+
+def _with(publish: str, version: int) -> str:
+    return f"publish = '{publish}'" + (", publish_via_partition_root = false" if version >= 130_000 else "")
 
 
 def _options(conn: psycopg.Connection, publication: str) -> list[bool]:

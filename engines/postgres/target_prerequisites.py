@@ -210,7 +210,7 @@ def _fit(
 
 def _ownership(found: Found, conn: psycopg.Connection, there: Mapping[TableId, Table]) -> None:
     names = {"schemas": [id.schema for id in there], "names": [id.name for id in there]}
-    if foreign := [TableId(schema, name) for schema, name, _ in ask(conn, queries.NOT_OWNED, **names)]:
+    if foreign := [TableId(schema, name) for schema, name, *_ in ask(conn, queries.NOT_OWNED, **names)]:
         found.error(f"target: only their owner can drop {some(foreign)}", "connect as the owner, or drop them before")
 
 

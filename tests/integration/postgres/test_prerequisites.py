@@ -47,9 +47,9 @@ def target(target_db: str) -> Iterator[psycopg.Connection]:
 
 
 @contextlib.contextmanager
-def poor_role(conn: psycopg.Connection, url: str) -> Iterator[tuple[str, str]]:
+def poor_role(conn: psycopg.Connection, url: str, name: str = "poor") -> Iterator[tuple[str, str]]:
     """Make a role that may only log in, and lend its name and URL."""
-    role = "poor_" + str(conninfo_to_dict(url)["dbname"])[-20:]
+    role = f"{name}_" + str(conninfo_to_dict(url)["dbname"])[-20:]
     run(conn, f"create role \"{role}\" login password 'poor'")
     try:
         yield role, re.sub("//[^@]*@", f"//{role}:poor@", url)
@@ -84,7 +84,8 @@ def test_each_right_that_a_role_lacks_at_the_source_is_named_and_its_remedy_help
     source_db: str, source: psycopg.Connection
 ) -> None:
     source.execute("create schema shop; create table shop.t (a int primary key)")
-    with poor_role(source, source_db) as (role, url):
+    with poor_role(source, source_db) as (role, url), poor_role(source, source_db, "owner") as (owner, _):
+        source.execute(f'alter table shop.t owner to "{owner}"'.encode())
         problems = source_problems(url, "p", everything, Mode.LOAD_AND_CHANGES)
         assert errors(problems) == [
             f"source: role {role} may not replicate",
@@ -104,10 +105,25 @@ def test_each_right_that_a_role_lacks_at_the_source_is_named_and_its_remedy_help
         assert hidden.what == "source: row-level security hides rows of shop.t"
         run(source, hidden.remedy)
         assert errors(source_problems(url, "p", everything, "load")) == []
-        run(source, f'revoke postgres from "{role}"')
+        run(source, f'revoke "{owner}" from "{role}"')
         assert len(errors(source_problems(url, "p", everything, "load"))) == 1
         make_publications(source, "penstock_p", catalogue.tables(source, everything))
         assert errors(source_problems(url, "p", everything, "load")) == []  # somebody else made them
+
+
+def test_nobody_is_asked_to_give_a_superusers_rights_away(source_db: str, source: psycopg.Connection) -> None:
+    source.execute("create schema shop; create table shop.t (a int primary key); create table shop.keyless (a int)")
+    with poor_role(source, source_db) as (role, url):
+        for right in (f'usage on schema shop to "{role}"', f'select on all tables in schema shop to "{role}"'):
+            source.execute(f"grant {right}".encode())
+        database = conninfo_to_dict(source_db)["dbname"]
+        source.execute(f'alter role "{role}" replication; grant create on database "{database}" to "{role}"'.encode())
+        (problem,) = [p for p in source_problems(url, "p", everything, "load") if p.severity == "error"]
+        assert "only superusers can publish shop.keyless, shop.t" in problem.what
+        assert "grant postgres" not in problem.remedy and 'grant "postgres"' not in problem.remedy
+        _, _, statements = problem.remedy.partition("as a superuser: ")
+        run(source, statements)
+        assert errors(source_problems(url, "p", everything, "load")) == []
 
 
 def test_tables_that_cannot_be_followed_are_named(source_db: str, source: psycopg.Connection) -> None:
