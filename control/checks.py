@@ -31,7 +31,7 @@ def check_all(pipeline: Pipeline) -> list[Finding]:
     Raises `ConfigInvalid` for a pattern that no table fits.
     """
     found = list(_source(pipeline))
-    catalogue = _catalogue(pipeline)
+    catalogue = _catalogue(pipeline, found)
     found += _log(pipeline, catalogue[1] if catalogue else [])
     for target in pipeline.targets:
         found += _target(pipeline, target, catalogue)
@@ -47,9 +47,10 @@ def _source(pipeline: Pipeline) -> Iterator[Finding]:
         yield Finding("source", problem.what.removeprefix("source: "), problem.remedy, problem.severity == "error")
 
 
-def _catalogue(pipeline: Pipeline) -> tuple[SetupObjects, list[Table]] | None:
+def _catalogue(pipeline: Pipeline, found: list[Finding]) -> tuple[SetupObjects, list[Table]] | None:
     """Return the source's chosen tables that can be carried, and what those rest on that each target takes; None if it
-    can't be asked. What is missing has been told already."""
+    can't be asked. What is missing has been told already, but for patterns that no table fits yet: they are put into
+    `found`."""
     from engines.postgres.catalogue import tables
     from engines.postgres.companions import for_choices
     from engines.postgres.connect import connect
@@ -65,6 +66,8 @@ def _catalogue(pipeline: Pipeline) -> tuple[SetupObjects, list[Table]] | None:
         ):
             every = tables(connection, lambda _: True)
             pipeline.require_matches(table.id for table in every)
+            for pattern in pipeline.awaited(table.id for table in every):
+                found.append(Finding("source", pattern, "correct it, unless its tables are made later", False))
             chosen = [table for table in every if pipeline.chooses(table.id)]
             without = refused(connection, chosen)
             chosen = [table for table in chosen if table.id not in without]

@@ -218,8 +218,13 @@ class Registrar:
             return False
         if not newcomer.may_be_published:
             text = f"{_LEFT}: only its owner, {newcomer.owner}, can publish it"
-            remedy = f"grant {quote(newcomer.owner)} to the role of the source's URL, or exclude the table in `tables`"
-            self._tell(table.id, Verdict(EventKind.WARNING, text, remedy))
+            remedy = f"grant {quote(newcomer.owner)} to the role of the source's URL"
+            if newcomer.is_superusers:
+                remedy = (
+                    f"alter table {quote(*table.id)} owner to … (a role that is no superuser), and grant that one to"
+                    " the role of the source's URL"
+                )
+            self._tell(table.id, Verdict(EventKind.WARNING, text, f"{remedy}; or exclude the table in `tables`"))
             return False
         return self._refused.get(newcomer.oid, 0.0) <= self._clock()
 

@@ -69,6 +69,8 @@ class TablePolicy:
     ddl: Ddl = Ddl.APPLY
 
 
+WILDCARDS = frozenset("*?[")
+
 _SIZES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
     "MIB": 2**20,
@@ -271,8 +273,32 @@ class Pipeline(_Chooses):
         return self._lines.where(path) if self._lines else ""
 
     def require_matches(self, tables: Iterable[TableId]) -> None:
-        """Raise `ConfigInvalid` with file and line for a pattern that none of the source's tables fits."""
+        """Raise `ConfigInvalid` with file and line for a pattern that none of the source's tables fits, unless it may
+        be for tables to come: see `awaited`."""
         names = [str(table) for table in tables]
+        for where, pattern, may_come in self._unfit(names):
+            if not may_come:
+                raise ConfigInvalid(
+                    f"{where}no table fits {pattern!r}",
+                    remedy="write schema.table, with * and ? as wildcards; the role must have USAGE on the schema",
+                )
+        if not any(matches_name(name, self.tables) for name in names):
+            raise ConfigInvalid(f"{self.where('tables')}no table is chosen")
+
+    def awaited(self, tables: Iterable[TableId]) -> list[str]:
+        """Return, for people, with file and line, the patterns that so far none of the source's tables fits."""
+        return [
+            f"{where}no table fits {pattern!r} yet"
+            for where, pattern, may_come in self._unfit([str(table) for table in tables])
+            if may_come
+        ]
+
+    def _unfit(self, names: list[str]) -> Iterator[tuple[str, str, bool]]:
+        """Yield where patterns stand that none of these names fits, these, and whether they may be for tables to come.
+
+        One may if it has a wildcard, and is in a rule, or beside another pattern that some table fits: with a single
+        wrong one nothing would be copied at all.
+        """
         chosen = [name for name in names if matches_name(name, self.tables)]
         lists: list[tuple[tuple[str | int, ...], tuple[str, ...], list[str]]] = [(("tables",), self.tables, names)]
         lists += [(("rules", i, "tables"), rule.tables, chosen) for i, rule in enumerate(self.rules)]
@@ -281,15 +307,15 @@ class Pipeline(_Chooses):
             its = [name for name in chosen if matches_name(name, target.tables)]
             lists += [(("targets", i, "rules", j, "tables"), rule.tables, its) for j, rule in enumerate(target.rules)]
         for path, patterns, candidates in lists:
-            for i, pattern in enumerate(patterns):
-                # One that excludes may guard against tables that come and go.
-                if not pattern.startswith("!") and not any(fnmatchcase(name, pattern) for name in candidates):
-                    raise ConfigInvalid(
-                        f"{self.where(*path, i)}no table fits {pattern!r}",
-                        remedy="write schema.table, with * and ? as wildcards; the role must have USAGE on the schema",
-                    )
-        if not chosen:
-            raise ConfigInvalid(f"{self.where('tables')}no table is chosen")
+            # One that excludes may guard against tables that come and go.
+            fits = {
+                i: any(fnmatchcase(name, pattern) for name in candidates)
+                for i, pattern in enumerate(patterns)
+                if not pattern.startswith("!")
+            }
+            enough = self.mode is Mode.LOAD_AND_CHANGES and ("rules" in path or any(fits.values()))
+            for i in (i for i, fit in fits.items() if not fit):
+                yield self.where(*path, i), patterns[i], enough and not WILDCARDS.isdisjoint(patterns[i])
 
 
 def matches(table: TableId, patterns: tuple[str, ...]) -> bool:

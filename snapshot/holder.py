@@ -181,6 +181,8 @@ class Holder:
         choices = sorted({target.tables for target in self._pipeline.targets if target.tables})
         objects, wanted = self._source.catalogue(chooses, choices)
         self._pipeline.require_matches(there)
+        for pattern in self._pipeline.awaited(there):
+            _log.warning("%s: what is made later, and fits, is taken over", pattern)
         if not wanted:
             raise ConfigInvalid(
                 "the pipeline chooses none of the source's tables", remedy="look at `tables` in the pipeline file"

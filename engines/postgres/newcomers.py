@@ -17,11 +17,12 @@ select coalesce(array_agg(c.oid::int8), '{}')
 """
 
 DETAILS = """
-select c.oid::int8, n.nspname, c.relname, pg_get_userbyid(c.relowner),
+select c.oid::int8, n.nspname, c.relname, r.rolname, r.rolsuper,
        pg_has_role(c.relowner, 'usage')
        or exists (select from pg_publication p where p.pubname = any (%(publications)s) and p.puballtables)
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
+  join pg_roles r on r.oid = c.relowner
  where c.oid = any (%(oids)s::int8[]::oid[])
    and n.nspname <> all (array['information_schema', 'penstock'])
    and n.nspname !~ '^pg_'
@@ -37,6 +38,7 @@ class Newcomer(NamedTuple):
     oid: int
     id: TableId
     owner: str
+    is_superusers: bool
     may_be_published: bool  # by our role
 
 
@@ -48,4 +50,4 @@ def present(conn: psycopg.Connection) -> set[int]:
 def newcomers(conn: psycopg.Connection, oids: Set[int], publications: tuple[str, ...]) -> list[Newcomer]:
     """Return what can be said of tables by their numbers, by name; nothing of those that are not users' own."""
     rows = ask(conn, DETAILS, oids=list(oids), publications=list(publications)) if oids else []
-    return [Newcomer(oid, TableId(schema, name), owner, may) for oid, schema, name, owner, may in rows]
+    return [Newcomer(oid, TableId(schema, name), *rest) for oid, schema, name, *rest in rows]

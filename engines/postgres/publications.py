@@ -13,6 +13,7 @@ import psycopg
 
 from engines.postgres.asking import ask, run
 from engines.postgres.quoting import quote
+from schemas.errors import PermissionMissing
 from schemas.table import Identity, Table, TableId
 
 SHOWN = 10  # names in a message
@@ -157,9 +158,16 @@ def remove_from_publications(conn: psycopg.Connection, name: str, oids: Set[int]
 
 
 def drop_publications(conn: psycopg.Connection, name: str) -> None:
-    """Drop both publications, as far as they are there."""
+    """Drop both publications, as far as they are there. Raises `PermissionMissing` if somebody else made them."""
     for publication in publication_names(name):
-        run(conn, f"drop publication if exists {quote(publication)}")
+        try:
+            run(conn, f"drop publication if exists {quote(publication)}")
+        except psycopg.errors.InsufficientPrivilege as error:
+            both = ", ".join(map(quote, publication_names(name)))
+            raise PermissionMissing(
+                f"source: publication {publication} was made by another role",
+                remedy=f"as that role, or as a superuser: drop publication if exists {both}",
+            ) from error
 
 
 def publication_problems(conn: psycopg.Connection, name: str, tables: Iterable[Table]) -> list[str]:

@@ -214,7 +214,7 @@ def test_a_target_is_asked_for_the_extensions_of_its_own_tables_alone(simple: Pr
     with psycopg.connect(simple.source, autocommit=True) as connection:
         connection.execute(OF_TWO.encode())
     simple.write(more_targets="    tables: [shop.parts]\n  - name: whole\n    url: " + simple.target + "\n")
-    catalogue = checks._catalogue(load_pipeline(simple.file))
+    catalogue = checks._catalogue(load_pipeline(simple.file), [])
     assert catalogue is not None
     of_parts, of_all = catalogue[0].of_choice(("shop.parts",)), catalogue[0].of_choice(())
     assert [str(id) for id, _ in of_parts.types] == ["shop.size"] and of_parts.schemas == ("shop",)

@@ -14,8 +14,10 @@ from conversion.ddl import create_table
 from engines.postgres import catalogue
 from engines.postgres.asking import run
 from engines.postgres.connect import connect
+from engines.postgres.newcomers import newcomers, present
 from engines.postgres.prerequisites import Problem, source_problems, target_problems
-from engines.postgres.replication import make_publications
+from engines.postgres.replication import drop_publications, make_publications
+from schemas.errors import PermissionMissing
 from schemas.pipeline import Mode
 from schemas.table import Identity, Objects, Table, TableId
 
@@ -124,6 +126,13 @@ def test_nobody_is_asked_to_give_a_superusers_rights_away(source_db: str, source
         _, _, statements = problem.remedy.partition("as a superuser: ")
         run(source, statements)
         assert errors(source_problems(url, "p", everything, "load")) == []
+        with psycopg.connect(url, autocommit=True) as poor:
+            (keyless, t) = newcomers(poor, present(poor), ())[:2]
+            assert (keyless.is_superusers, t.may_be_published) == (True, False)
+            with pytest.raises(PermissionMissing, match="publication penstock_p was made by another role") as refused:
+                drop_publications(poor, "penstock_p")
+        run(source, refused.value.remedy.partition(": ")[2])
+        assert len(errors(source_problems(url, "p", everything, "load"))) == 1
 
 
 def test_tables_that_cannot_be_followed_are_named(source_db: str, source: psycopg.Connection) -> None:

@@ -158,6 +158,17 @@ def test_a_pattern_that_matches_nothing_is_told_with_its_line(tmp_path: Path) ->
         pipeline.require_matches([TableId("other", "x")])
 
 
+def test_a_pattern_for_tables_to_come_is_no_mistake_where_they_are_taken_over(tmp_path: Path) -> None:
+    text = GOOD.replace('tables: ["public.*"', 'tables: ["public.*", "events.?_*"', 1)
+    there = [TableId("public", "orders")]
+    pipeline = load(tmp_path, text)
+    pipeline.require_matches(there)
+    assert pipeline.awaited(there) == [f"{tmp_path / 'pipeline.yaml'}:4: no table fits 'events.?_*' yet"]
+    for wrong in (text.replace("events.?_*", "events.x"), text.replace("load-and-changes", "load")):
+        with pytest.raises(ConfigInvalid, match=r"pipeline.yaml:4: no table fits 'events"):
+            load(tmp_path, wrong).require_matches(there)
+
+
 def test_the_last_word_on_a_table_counts_and_the_target_has_it(tmp_path: Path) -> None:
     text = GOOD.replace(
         "mode: load-and-changes",
