@@ -495,10 +495,10 @@ class Trimmer:
 
     def _is_unneeded(self) -> bool:
         """Say that nobody needs what is about to be forgotten, and return whether that counts: it does not if somebody
-        has asked meanwhile for a table to be loaded anew."""
+        has asked meanwhile for a table to be loaded anew, or if there are other targets by now."""
         self._control().put(self._topics.chunks, encode_control(Unneeded(self._max_xid, self._known, self._micros())))
         self._chunks.refresh()
-        return self._chunks.unneeded[1]
+        return self._chunks.unneeded[1] and self._knows_all_targets()
 
     def _say(self, trimmed: Trimmed) -> None:
         self._said_until = self._control().put(self._topics.control, encode_control(trimmed), b"trimmed") + 1

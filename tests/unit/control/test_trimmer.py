@@ -662,6 +662,22 @@ def test_who_knows_other_targets_than_are_loaded_trims_nothing(world: World) -> 
     assert world.frontiers_begin == offsets[-1]
 
 
+def test_a_target_that_is_admitted_while_the_others_are_asked_keeps_what_it_needs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is announced is passed over by whoever reads the frontiers, though it be there still."""
+    offsets = world.commit("a", 4)
+    world.targets["t0"].live(offsets[-1] + 1, A, B)
+    monkeypatch.setattr(world.targets["t0"], "make_durable", lambda: world.admit("t0", "t1"))
+    trimmer = world.trimmer()
+    world.run(trimmer)
+    assert world.trimmed is None
+    monkeypatch.undo()
+    world.admit("t0")
+    world.run(trimmer)
+    assert world.frontiers_begin == offsets[-1]
+
+
 def test_a_table_that_is_still_read_at_the_source_holds_everything(loaded: Chunks) -> None:
     assert needed_from([answer()], [A], loaded, Mode.LOAD_AND_CHANGES) == 50
     with pytest.raises(Held, match=r"public.b is being read"):
