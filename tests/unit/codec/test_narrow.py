@@ -11,6 +11,7 @@ from schemas.record import Op
 from schemas.types import Kind
 from tests.twin import records
 from tests.twin.records import Change, Row, Shape
+from tests.unit.codec.strategies import unhurried
 
 THREE = Shape(64, (Kind.INT32, Kind.TEXT, Kind.BOOL, Kind.NUMERIC), (2, 0))
 CHANGES = [
@@ -35,6 +36,7 @@ def shape_of(places: list[int]) -> Shape:
     return Shape(64, tuple(THREE.kinds[place] for place in places), tuple(places.index(place) for place in THREE.key))
 
 
+@unhurried
 @given(st.sets(st.sampled_from([1, 3])))
 def test_what_is_kept_is_as_if_there_had_been_nothing_else(others: set[int]) -> None:
     places = sorted({0, 2} | others)

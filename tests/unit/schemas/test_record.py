@@ -42,6 +42,7 @@ from schemas.record import (
 )
 from schemas.table import Column, Table, TableId
 from schemas.types import Kind
+from tests.unit.codec.strategies import unhurried
 
 LONG = st.integers(-(2**63), 2**63 - 1)
 NAME = st.text(max_size=20)
@@ -92,11 +93,13 @@ RECORDS = st.one_of(
 )
 
 
+@unhurried
 @given(RECORDS)
 def test_a_control_record_comes_back_as_it_was_written(record: Any) -> None:
     assert decode_control(encode_control(record)) == record
 
 
+@unhurried
 @given(RECORDS, st.data())
 def test_a_cut_control_record_is_refused(record: Any, data: st.DataObject) -> None:
     value = encode_control(record)
@@ -163,6 +166,7 @@ def test_every_op_has_its_place_in_the_enum() -> None:
     assert row_schema(table)["fields"][0]["type"]["symbols"] == [op.name.lower() for op in sorted(Op)]
 
 
+@unhurried
 @given(
     st.integers(1, 30).flatmap(lambda top: st.tuples(st.just(top), st.sets(st.integers(1, top)), st.integers(1, 40)))
 )

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from codec.frames import unpack
+from tests.unit.codec.strategies import unhurried
 from transport.kafka.feed import BLOCK_BYTES, Window
 
 steps = st.lists(st.tuples(st.sampled_from([1, 1, 1, 2, 5]), st.lists(st.integers(0, 300), min_size=1)), max_size=12)
@@ -23,6 +24,7 @@ def filled(steps: list[tuple[int, list[int]]]) -> tuple[Window, dict[int, bytes]
     return window, plain
 
 
+@unhurried
 @given(steps, st.integers(10, 60), st.integers(1, 40))
 def test_what_is_taken_piece_by_piece_is_all_there_is_up_to_the_first_hole(
     steps: list[tuple[int, list[int]]], start: int, length: int
@@ -41,6 +43,7 @@ def test_what_is_taken_piece_by_piece_is_all_there_is_up_to_the_first_hole(
     assert taken == there
 
 
+@unhurried
 @given(steps, st.integers(5, 60), st.integers(1, 20))
 def test_what_is_forgotten_is_what_was_before(steps: list[tuple[int, list[int]]], below: int, limit: int) -> None:
     window, plain = filled(steps)
