@@ -52,6 +52,13 @@ def table(names: Topics, number: int = 0) -> Partition:
     return Partition(f"{names.prefix}changes.public.t{number}")
 
 
+def make_tables(log: KafkaLog, names: Topics, count: int) -> list[Partition]:
+    """Make the topics of so many tables."""
+    made = [table(names, number) for number in range(count)]
+    log.create_topics([Topic(partition.topic) for partition in made])
+    return made
+
+
 def test_a_record_of_another_writer_inside_a_range_is_found(
     log: KafkaLog, names: Topics, kafka_broker: servers.Kafka
 ) -> None:
@@ -316,8 +323,7 @@ def test_seven_records_come_without_waiting_for_more(log: KafkaLog, names: Topic
 
 @pytest.mark.slow
 def test_many_topics_are_ready_when_they_are_made_and_given_up_when_cold(log: KafkaLog, names: Topics) -> None:
-    many = [table(names, number) for number in range(600)]
-    log.create_topics([Topic(partition.topic) for partition in many])
+    many = make_tables(log, names, 600)
     with log.writer("changes") as writer, log.reader() as reader:
         for partition in many:
             writer.append(partition, row())
@@ -349,8 +355,7 @@ def test_a_lost_tail_is_told_by_the_broker_not_jumped_over(log: KafkaLog, names:
 
 @pytest.mark.slow
 def test_records_of_other_tables_do_not_fill_memory(log: KafkaLog, names: Topics) -> None:
-    tables = [table(names, number) for number in range(20)]
-    log.create_topics([Topic(partition.topic) for partition in tables])
+    tables = make_tables(log, names, 20)
     block = row(os.urandom(200_000))
     with log.writer("changes") as writer, log.reader() as reader:
         for partition in tables:
@@ -417,8 +422,7 @@ def test_records_are_not_given_up_while_the_broker_stalls(
 @pytest.mark.slow
 def test_a_partition_that_is_named_later_does_not_wait_for_the_request_under_way(log: KafkaLog, names: Topics) -> None:
     """Which a broker without news holds for half a second by default; nor does the client look for its topic."""
-    many = [table(names, number) for number in range(40)]
-    log.create_topics([Topic(partition.topic) for partition in many])
+    many = make_tables(log, names, 40)
     with log.writer("changes") as writer, log.reader() as reader:
         for partition in many:
             writer.append(partition, row())

@@ -1,5 +1,6 @@
 """Pipelines as a user runs them: a file, and the program as a process of its own."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import psycopg
 import pytest
 
 from control.servers.process import dying_with_us
+from control.shop import Traffic
 from tests import servers
 from validation.rows import compare
 
@@ -137,6 +139,16 @@ def project_of(folder: Path, source: str, target: str, log: str) -> Iterator[Pro
         if made.file.exists():
             made.run("drop", "--yes", str(made.file))
         made.close()
+
+
+@contextlib.contextmanager
+def traffic(url: str, rate: float, seed: int = 1) -> Iterator[None]:
+    """Have a shop's application write for as long as the block lasts."""
+    made = Traffic(url, rate, seed)
+    try:
+        yield
+    finally:
+        made.stop()
 
 
 def one(url: str, query: str) -> int:

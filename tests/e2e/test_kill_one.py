@@ -6,8 +6,8 @@ import random
 import signal
 import time
 
-from control.shop import Traffic, fill
-from tests.e2e.conftest import Project
+from control.shop import fill
+from tests.e2e.conftest import Project, traffic
 
 KILLS = 12
 
@@ -19,8 +19,7 @@ def test_services_that_are_killed_come_back(project: Project) -> None:
     run = project.start("run", str(project.file))
     pids = project.state / "pids.json"
     project.wait_until("a start", pids.exists, run)
-    traffic = Traffic(project.source, 300)
-    try:
+    with traffic(project.source, 300):
         for _ in range(KILLS):
             time.sleep(chance.uniform(0.05, 1.0))
             running = json.loads(pids.read_text())
@@ -30,8 +29,6 @@ def test_services_that_are_killed_come_back(project: Project) -> None:
             except ProcessLookupError:
                 continue  # it was done
             assert run.poll() is None
-    finally:
-        traffic.stop()
     run.send_signal(signal.SIGTERM)
     output, _ = run.communicate(timeout=30)
     assert run.returncode == 0, output + project.logs()

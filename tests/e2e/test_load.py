@@ -1,7 +1,7 @@
 """`mode: load` ends by itself with 0, leaves nothing at the source, and a second run has nothing to do."""
 
-from control.shop import Traffic, fill
-from tests.e2e.conftest import Project, one
+from control.shop import fill
+from tests.e2e.conftest import Project, one, traffic
 
 OURS = "select count(*) from pg_replication_slots where slot_name = 'penstock_{name}'"
 PUBLISHED = "select count(*) from pg_publication where pubname like 'penstock%'"
@@ -23,11 +23,8 @@ def test_a_load_under_traffic_is_a_state_that_the_source_was_in(simple: Project)
     """Foreign keys hold, and so does what each transaction keeps true: every order has been given its lines."""
     fill(simple.source, 5_000)
     simple.write(mode="load")
-    traffic = Traffic(simple.source, 500)
-    try:
+    with traffic(simple.source, 500):
         simple.succeed("run", str(simple.file))
-    finally:
-        traffic.stop()
     orphans = (
         "select count(*) from shop.order_items i left join shop.orders o on o.id = i.order_id"
         " and o.created = i.order_created where o.id is null"

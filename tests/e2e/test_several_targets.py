@@ -5,10 +5,10 @@ import re
 import psycopg
 import pytest
 
-from control.shop import Traffic, fill
+from control.shop import fill
 from tests import servers
 from tests.conftest import fresh_database
-from tests.e2e.conftest import Project, one
+from tests.e2e.conftest import Project, one, traffic
 
 
 def test_a_target_that_is_added_later_catches_up(
@@ -19,11 +19,8 @@ def test_a_target_that_is_added_later_catches_up(
     project.succeed("run", str(project.file), "--until-caught-up")
     with fresh_database(target_server, request.node.name) as late:
         project.write(more_targets=f"  - name: late\n    url: {late}\n    tables: ['shop.cust*', 'shop.orders']\n")
-        traffic = Traffic(project.source, 300)
-        try:
+        with traffic(project.source, 300):
             project.succeed("run", str(project.file), "--until-caught-up")
-        finally:
-            traffic.stop()
         project.succeed("run", str(project.file), "--until-caught-up")
         assert project.differences() == []
         assert one(late, "select count(*) from shop.orders") == one(project.source, "select count(*) from shop.orders")

@@ -2,8 +2,8 @@
 
 import psycopg
 
-from control.shop import Traffic, fill
-from tests.e2e.conftest import Project
+from control.shop import fill
+from tests.e2e.conftest import Project, traffic
 
 
 def test_each_run_brings_the_target_to_where_the_source_was_when_it_began(project: Project) -> None:
@@ -12,11 +12,8 @@ def test_each_run_brings_the_target_to_where_the_source_was_when_it_began(projec
     assert "complete after" in project.succeed("run", str(project.file), "--until-caught-up")
     assert project.differences() == []
 
-    traffic = Traffic(project.source, 1_000)
-    try:
+    with traffic(project.source, 1_000):
         project.succeed("run", str(project.file), "--until-caught-up")
-    finally:
-        traffic.stop()
     project.succeed("run", str(project.file), "--until-caught-up")
     assert project.differences() == []
 

@@ -55,6 +55,14 @@ def cut_at(world: World, call: str) -> None:
             worker._look_at = 0.0
 
 
+def go_on(world: World, worker: SnapshotWorker) -> None:
+    """Let all who load go on until there is nothing more to do."""
+    for _ in range(3):
+        world.settle(world.holder, worker)
+        world.capture()
+    world.settle(world.holder, worker)
+
+
 def test_every_row_is_loaded_once(world: World) -> None:
     world.start()
     world.capture()
@@ -412,10 +420,7 @@ def test_many_keys_are_healed_in_rounds(world: World, monkeypatch: pytest.Monkey
         world.capture(change, position=world.db.position + 1)
         world.db.position += 1
     with closing(worker := world.worker()):
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
-        world.settle(world.holder, worker)
+        go_on(world, worker)
         assert worker.done
     keys = [read.partition(": ")[2] for read in world.reads() if read.startswith("keys")]
     assert keys == ["0 1 2", "3 4 5", "6 7"]
@@ -427,10 +432,7 @@ def test_a_table_with_a_chunk_in_a_dead_snapshot_is_not_healed_in_one_it_was_rea
     cut_at(world, "read s.a/2")
     lose_snapshots(world)
     with closing(worker := world.worker()):
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
-        world.settle(world.holder, worker)
+        go_on(world, worker)
     chunks = world.chunks().of(A)
     assert chunks.manifests[HEAL].snapshot > max(chunks.snapshots())
 
@@ -442,10 +444,7 @@ def test_a_keyless_table_that_would_need_healing_begins_again(world: World) -> N
     cut_at(world, "read s.a/2")
     lose_snapshots(world)
     with closing(worker := world.worker()):
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
-        world.settle(world.holder, worker)
+        go_on(world, worker)
         assert worker.done
         assert worker.restarts == 1
     assert ("a", 1, rules.ALONE) in plans(world)
@@ -470,9 +469,7 @@ def test_a_keyless_table_all_of_whose_chunks_became_final_in_two_snapshots_begin
     with world.log.writer("control") as writer:
         writer.put(TOPICS.chunks, encode_control(second))
     with closing(worker := world.worker()):
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
+        go_on(world, worker)
         assert worker.done
     assert ("b", 1, rules.ALONE) in plans(world)
     assert world.loaded(B) == world.db.rows[B]
@@ -533,10 +530,7 @@ def test_a_table_that_is_rewritten_while_it_is_read_begins_again_in_a_newer_snap
 
     world.db.failing = rewrite
     with closing(worker := world.worker()):
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
-        world.settle(world.holder, worker)
+        go_on(world, worker)
         assert worker.done and world.holder.done
         assert worker.restarts == 1
     assert [p for p in plans(world) if p[0] == "a"] == [("a", 0, ""), ("a", 1, f"{rules.REWRITTEN} while it was read")]
@@ -553,10 +547,7 @@ def test_a_table_that_was_rewritten_before_it_was_planned_is_not_read_in_the_old
     world.capture()
     world.db.node[A] = "2"
     with closing(worker := world.worker()):
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
-        world.settle(world.holder, worker)
+        go_on(world, worker)
         assert worker.done
     assert not [read for read in world.reads() if read.startswith("read s.a") and read.endswith("snapshot-1")]
     assert [p[:2] for p in plans(world)] == [("a", 0), ("b", 0), ("a", 1)]
@@ -810,9 +801,7 @@ def test_a_snapshot_that_was_taken_before_somebody_asked_does_not_count_for_it_t
         with world.log.writer("control") as writer:
             writer.put(TOPICS.chunks, encode_control(Command(CommandKind.RELOAD, *B, "", "", "me", 0)))
         world.db.failing = stalled
-        for _ in range(3):
-            world.settle(world.holder, worker)
-            world.capture()
+        go_on(world, worker)
         assert world.chunks().of(A).settled()
         (again,) = [call for call in world.reads() if "s.a" in call][1:]
         assert "in snapshot-3" in again
