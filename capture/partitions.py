@@ -51,13 +51,19 @@ def grown(last: Table, fresh: Table, oid: int, name: TableId) -> Table:
     return last.model_copy(update={"leaves": tuple(leaves), "definition": definition})
 
 
-def renamed_leaf(table: Table, oid: int, name: TableId) -> Table:
-    """Return a table whose leaf with this number has this name."""
-    update = {"id": name}
-    leaves = tuple(leaf.model_copy(update=update) if leaf.oid == oid else leaf for leaf in table.leaves)
-    parts = tuple(p.model_copy(update=update) if p.oid == oid else p for p in table.definition.partitions)
-    definition = table.definition.model_copy(update={"partitions": parts})
-    return table.model_copy(update={"leaves": leaves, "definition": definition})
+def renamed_leaf(last: Table, fresh: Table, oid: int, name: TableId) -> Table:
+    """Return a table whose leaf with this number has this name. If another one had it, that has the name by now that
+    the catalogue says, or is gone."""
+    now = {partition.oid: partition.id for partition in fresh.definition.partitions}
+    others = {p.oid for p in last.definition.partitions if p.id == name and p.oid != oid}
+    names = {oid: name} | {other: now[other] for other in others if other in now}
+    gone = others - names.keys()
+    leaves = [leaf for leaf in last.leaves if leaf.oid not in gone]
+    parts = [partition for partition in last.definition.partitions if partition.oid not in gone]
+    leaves = [leaf.model_copy(update={"id": names.get(leaf.oid, leaf.id)}) for leaf in leaves]
+    parts = [part.model_copy(update={"id": names.get(part.oid, part.id)}) for part in parts]
+    definition = last.definition.model_copy(update={"partitions": tuple(parts)})
+    return last.model_copy(update={"leaves": tuple(leaves), "definition": definition})
 
 
 def _parents(table: Table) -> dict[int, int]:

@@ -387,6 +387,10 @@ class Relations:
                 refused = f"{leaf.id} was copied as a table of its own, and is a partition of this one now"
             elif ask(connection, query, oid=leaf.oid) != [(False,)]:
                 refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
+        there = {p.oid: p.attached for p in last.definition.partitions if p.attached}
+        for partition in table.definition.partitions:
+            if partition.attached and there.get(partition.oid, partition.attached) != partition.attached:
+                refused = f"{partition.id} was detached for a while, and what was written to it meanwhile is not told"
         if moved and not said.bare and not refused and (unknown := _unknown_column(connection, last, table)):
             refused = UNKNOWN.format(column=unknown)
         writers = _writers(last, table)
@@ -454,7 +458,7 @@ class Relations:
                     key = tuple(sorted(places[name] for name in names))
                     break
         name = TableId(relation.schema, relation.name)
-        old = renamed_leaf(old, relation.oid, name)
+        old = renamed_leaf(old, fresh, relation.oid, name)
         renamed = old.renamed
         if relation.oid == old.oid:
             renamed = name if name != old.id else None
@@ -581,8 +585,8 @@ def same_partitions(one: Table, other: Table) -> bool:
     return one.definition.partitions is other.definition.partitions or _partitions(one) == _partitions(other)
 
 
-def _partitions(table: Table) -> set[tuple[TableId, TableId, str, int]]:
-    return {(p.id, p.parent, p.bound, p.oid) for p in table.definition.partitions}
+def _partitions(table: Table) -> set[tuple[TableId, TableId, str, int, int]]:
+    return {(p.id, p.parent, p.bound, p.oid, p.attached) for p in table.definition.partitions}
 
 
 def _essence(table: Table) -> object:

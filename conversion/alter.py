@@ -301,23 +301,38 @@ def _numbers(constraint: Constraint, table: Table) -> list[int]:
 
 
 def _partitions(old: Table, new: Table, since: Since) -> list[str]:
-    """Return what lets the target's table have the partitions that the source's has."""
+    """Return what lets the target's table have the partitions that the source's has. What goes makes room first, for
+    others may have its place and its name by now."""
     before = {partition.oid: partition for partition in partitions_of(old)}
     after = {partition.oid: partition for partition in partitions_of(new)}
     names = {old.name: new.name} | {partition.id: after[oid].id for oid, partition in before.items() if oid in after}
-    gone = [partition for oid, partition in before.items() if oid not in after]
+    taken = {partition.id for partition in after.values()}
+
+    def stays(partition: Partitioned) -> bool:
+        now, parent = after.get(partition.oid), names.get(partition.parent, partition.parent)
+        return now is not None and (parent, partition.bound) == (now.parent, now.bound)
+
     statements: list[str] = []
-    for oid, partition in before.items():
-        if oid in after:
-            statements += _name(partition.id, after[oid].id)
-    dropped = {partition.id for partition in gone if partition.id not in since.detached}
-    for partition in gone:
-        if partition.id in since.detached:
-            parent = names.get(partition.parent, partition.parent)
-            statements.append(f"alter table {quote(*parent)} detach partition {quote(*partition.id)}")
-        elif partition.parent not in dropped:
-            statements.append(f"drop table {quote(*partition.id)}")
-    return statements + [_attach(partition) for oid, partition in after.items() if oid not in before]
+    gone = {oid: partition for oid, partition in before.items() if not stays(partition)}
+    dropped = {p.id for oid, p in gone.items() if oid not in after and p.id not in since.detached}
+    for oid, partition in gone.items():
+        if partition.id in dropped:
+            continue
+        parent = new.name if partition.parent == old.name else partition.parent
+        statements.append(f"alter table {quote(*parent)} detach partition {quote(*partition.id)}")
+        if oid not in after and partition.id in taken:
+            aside = f"{partition.id.name.encode()[:40].decode(errors='ignore')} detached {oid}"
+            statements.append(f"alter table {quote(*partition.id)} rename to {quote(aside)}")
+    roots = [p for p in gone.values() if p.id in dropped and p.parent not in dropped]
+    statements += [f"drop table {quote(*partition.id)}" for partition in roots]
+    renamed = {oid: (p.id, after[oid].id) for oid, p in before.items() if oid in after and p.id != after[oid].id}
+    held = {was for was, _ in renamed.values()}
+    between = {oid: TableId(was.schema, f"penstock rename {oid}") for oid, (was, now) in renamed.items() if now in held}
+    for oid, (was, now) in renamed.items():
+        statements += _name(was, between.get(oid, now))
+    for oid, third in between.items():
+        statements += _name(third, after[oid].id)
+    return statements + [_attach(p) for oid, p in after.items() if oid not in before or oid in gone]
 
 
 def _attach(partition: Partitioned) -> str:

@@ -112,6 +112,7 @@ class Partitioned(_Model):
     bound: str  # `for values from ('2024-01-01') to ('2025-01-01')`
     partition_key: str = ""  # it is partitioned itself
     oid: int = 0
+    attached: int = 0  # the transaction, by 32 bits, that made it a partition; 0 if that is not known
 
 
 class Leaf(_Model):

@@ -42,6 +42,7 @@ class Relation(NamedTuple):
     bound: str | None
     comment: str | None
     toast: int
+    attached: int
 
     @property
     def id(self) -> TableId:
@@ -279,6 +280,7 @@ def _definition(
                 bound=child.bound or "",
                 partition_key=child.partition_key or "",
                 oid=child.oid,
+                attached=child.attached,
             )
             for child in partitions
         ),

@@ -28,7 +28,11 @@ select c.oid::int8, n.nspname, c.relname, c.relkind::text, c.relpersistence::tex
        case when c.relispartition then pg_get_expr(c.relpartbound, 0) end,
        (select d.description from pg_description d
          where d.classoid = 'pg_class'::regclass and d.objoid = c.oid and d.objsubid = 0),
-       c.reltoastrelid::int8
+       c.reltoastrelid::int8,
+       -- One that is about to be detached has been written once more.
+       coalesce((select case when to_jsonb(i) @> '{"inhdetachpending": true}' then 0 else i.xmin::text::int8 end
+                   from pg_inherits i
+                  where c.relispartition and i.inhrelid = c.oid), 0)
   from pg_class c
   join pg_namespace n on n.oid = c.relnamespace
  where c.relkind in ('r', 'p', 'f')

@@ -36,12 +36,36 @@ STEPS = {
         "create table shop.{t}_2 partition of shop.{t} for values from (1000) to (1500)",
         "insert into shop.{t} values (2001, 'x'), (1001, 'y')",
     ],
+    "named": [
+        CHANGED,
+        "alter table shop.{t}_1 rename to {t}_x; alter table shop.{t}_2 rename to {t}_1;"
+        " alter table shop.{t}_x rename to {t}_2",
+        "insert into shop.{t} values (1, 'x'), (1999, 'y')",
+    ],
+    "follows": [DROPPED, "alter table shop.{t}_1 rename to {t}_2"],
+    "grown": [MORE, CHANGED, DROPPED, "alter table shop.{t}_3 rename to {t}_2; insert into shop.{t} values (2002)"],
+    "made_again": [
+        CHANGED,
+        DETACHED + "; alter table shop.{t}_2 rename to made_before",
+        "create table shop.{t}_2 partition of shop.{t} for values from (1000) to (2000)",
+        "insert into shop.{t} values (1001, 'x')",
+    ],
+    "again": [
+        CHANGED,
+        DETACHED,
+        "insert into shop.{t}_2 values (1901, 'not told')",
+        "alter table shop.{t} attach partition shop.{t}_2 for values from (1000) to (5000)",
+    ],
     "called": [
         "alter table shop.{t}_1 rename to {t}_one; update shop.{t} set note = 'x' where id = 500",
         "truncate shop.{t}_one",
         "insert into shop.{t} values (1, 'x')",
     ],
 }
+
+
+def parts(url: str) -> list[tuple[object, ...]]:
+    return [found for found in tables(url, "shop.%") if found[1] is not None]
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
@@ -60,11 +84,18 @@ def test_partitions_come_and_go_while_nobody_captures(simple: Project, told: boo
     followed.start()
     followed.sync()
 
+    simple.wait_until("a stopped table", lambda: followed.states()["again"][0] == "failed", followed.run)
+    assert "shop.again_2 was detached for a while" in followed.states()["again"][1]
+    simple.succeed("reload", str(simple.file), "shop.again")
+    followed.sync()
+
     def settled() -> bool:
-        return tables(simple.source, "shop.%") == tables(simple.target, "shop.%")
+        return parts(simple.source) == parts(simple.target)
 
     simple.wait_until("the same partitions", settled, followed.run)
     assert followed.states() == {name: ("live", "", "") for name in STEPS}
+    followed.do("insert into shop.again values (4000, 'x')")
+    followed.sync()
     found = compare(simple.source, simple.target, [f"shop.{name}" for name in (*STEPS, "left_2")])
     assert [str(difference)[:300] for difference in found] == []
     followed.stop()

@@ -43,7 +43,8 @@ def comparable(table: Table) -> Table:
     columns = tuple(column.model_copy(update={"type_oid": 0, "number": 0}) for column in table.columns)
     details = tuple(column.model_copy(update={"written": 0}) for column in table.definition.columns)
     leaves = tuple(Leaf(id=leaf.id) for leaf in table.leaves)
-    partitions = tuple(partition.model_copy(update={"oid": 0}) for partition in table.definition.partitions)
+    unlike = {"oid": 0, "attached": 0}
+    partitions = tuple(partition.model_copy(update=unlike) for partition in table.definition.partitions)
     definition = table.definition.model_copy(update={"columns": details, "partitions": partitions})
     return table.model_copy(
         update={"columns": columns, "leaves": leaves, "definition": definition, "oid": 0, "toast": 0}

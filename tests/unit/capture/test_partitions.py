@@ -1,6 +1,6 @@
 import pytest
 
-from capture.partitions import grown, overlap
+from capture.partitions import grown, overlap, renamed_leaf
 from schemas.table import Definition, Leaf, Partitioned, Table, TableId
 
 
@@ -67,3 +67,11 @@ def test_a_leaf_comes_with_what_it_is_a_part_of_and_what_goes_takes_its_own_alon
     after = grown(last, fresh, 6, TableId("s", "y"))
     assert names(after) == (["a", "sub_2", "y"], ["a", "y"])
     assert [p.parent.name for p in after.definition.partitions] == ["t", "u", "sub_2"]
+
+
+def test_a_name_that_a_partition_gets_is_not_another_one_s_any_more() -> None:
+    last = table((2, "a", "t", 0), (3, "b", "t", 100))
+    assert names(renamed_leaf(last, last, 2, TableId("s", "c"))) == (["c", "b"],) * 2
+    exchanged = table((2, "b", "t", 0), (3, "a", "t", 100))
+    assert names(renamed_leaf(last, exchanged, 2, TableId("s", "b"))) == (["b", "a"],) * 2
+    assert names(renamed_leaf(last, table((2, "b", "t", 0)), 2, TableId("s", "b"))) == (["b"],) * 2
