@@ -1,11 +1,7 @@
 """The loop of a snapshot worker: tables are planned, chunks read into the log, and made final.
 
-Any number of workers share the chunks. A chunk is final when its manifest is in the log, which is written only
-
-* when its rows are durable,
-* when the table was, while they were read, the same physical thing as planned and as the snapshot sees it,
-* when capture has passed the snapshot's message: until then the source may still lose, in a crash, commits that the
-  snapshot has shown.
+Any number of workers share the chunks. One is handed on to be made final, see `Delivery`, only if the table was, while
+its rows were read, the same physical thing as planned and as the snapshot sees it.
 
 Whatever else a worker leaves in the log when it dies is named by no manifest and read by nobody. Two workers that
 read the same chunk do no harm: the first manifest counts.
@@ -18,14 +14,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
-from typing import NamedTuple
 
 from codec.frames import pack
 from schemas.errors import (
     LOAD_AGAIN,
-    IntegrityError,
     LogRewound,
     LogUnavailable,
     OperatorError,
@@ -35,14 +27,16 @@ from schemas.errors import (
     SnapshotLost,
 )
 from schemas.events import EventKind
-from schemas.frontier import HEAL, GivenUp, Manifest, Plan, Setup
+from schemas.frontier import HEAL, GivenUp, Plan, Setup
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control
 from schemas.table import Table, TableId
 from snapshot import heal, rules
+from snapshot.delivery import TOGETHER_ROWS, TOGETHER_SECONDS, Delivery, Reading, Writer
 from snapshot.reader import GONE, Comparer, Reader, Rows, reader_factory
+from snapshot.tasks import PLAN, Task, Views, is_untouched, tasks
 from transport.events import Teller
-from transport.log import Block, Log, LogReader, LogWriter, Membership, Partition
+from transport.log import Block, Log, LogReader, Partition
 from transport.topics import Topics
 from transport.views import Chunks, Frontiers, TableChunks, Tables, read_setup
 
@@ -58,13 +52,8 @@ AGAIN_SECONDS = 1.0
 ASIDE_SECONDS = 30.0
 """After which a table that could not be read is tried again."""
 
-TOGETHER_BYTES = 8 << 20
-TOGETHER_ROWS = 10_000
-TOGETHER_SECONDS = 0.2
 PLANNED_AT_ONCE = 200
-"""Small chunks are made durable, and tables planned, several at once: up to so much, and for no longer than that."""
-
-FINAL_AT_ONCE = 100
+"""Tables that the source is asked about in one query."""
 
 LIST_SHARE = 5
 LIST_FREELY = 0.01
@@ -76,67 +65,6 @@ CHANGED = "its columns were changed"
 """The cause of a plan for another version of the table."""
 
 _log = logging.getLogger(__name__)
-
-
-class _Task(NamedTuple):
-    """Something to do for a table: a chunk's number, or one of the two below; for a part of it, that has a generation
-    of its own, as if the part were healed."""
-
-    table: TableId
-    what: int
-    part: int = -1
-
-
-_PLAN = -2
-assert HEAL == -1
-
-
-@dataclass(slots=True)
-class _Reading:
-    """A chunk, or a healing, on its way into the log."""
-
-    task: _Task
-    plan: Plan
-    snapshot: int
-    partition: Partition
-    rows: Iterator[Rows | None]
-    leaves: list[TableId]  # that must still be what the plan says when all is read
-    records: int = 0
-    number: int = 0
-    size: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Views:
-    """What the log says, once there is a setup."""
-
-    setup: Setup
-    tables: Tables
-    chunks: Chunks
-    frontiers: Frontiers
-    membership: Membership
-
-    def chosen(self) -> list[TableId]:
-        return rules.chosen(self.setup, self.tables, self.chunks)
-
-
-class _Writer:
-    """A writer of the log that is opened when it is needed, and again after it has failed."""
-
-    def __init__(self, log: Log, purpose: str) -> None:
-        self._log, self._purpose = log, purpose
-        self._stack = contextlib.ExitStack()
-        self._open: LogWriter | None = None
-
-    def __call__(self) -> LogWriter:
-        if self._open is None:
-            self._open = self._stack.enter_context(self._log.writer(self._purpose))
-        return self._open
-
-    def drop(self) -> None:
-        self._open = None
-        with contextlib.suppress(Exception):
-            self._stack.close()
 
 
 class SnapshotWorker:
@@ -167,19 +95,16 @@ class SnapshotWorker:
         self._targets = frozenset(targets)
         self._stack = contextlib.ExitStack()
         self._reader: LogReader | None = None
-        self._views: _Views | None = None
+        self._views: Views | None = None
         self._teller = Teller(log, topics, f"snapshot-{number}", now)
-        self._load, self._control = _Writer(log, f"load-{number}"), _Writer(log, "control")
+        self._load, self._control = Writer(log, f"load-{number}"), Writer(log, "control")
+        self._delivery = Delivery(log, topics, self._load, self._control, clock, self._micros)
         self._engine: Reader | None = None
 
-        self._tasks: deque[_Task] = deque()
+        self._tasks: deque[Task] = deque()
         self._listed: tuple[int, frozenset[int]] | None = None  # what the tasks were listed from
-        self._reading: _Reading | None = None
-        self._finished: dict[_Task, _Reading] = {}  # read, but not durable
-        self._finished_at = 0.0  # the first of them
+        self._reading: Reading | None = None
         self._planned: list[Plan] = []  # not in the log yet
-        self._pending: dict[_Task, Manifest] = {}  # durable, but not final
-        self._pending_until = 0  # the position before which none of them can become so
         self._lost: dict[int, float] = {}  # snapshots that could not be opened, until when they are not tried again
         self._spoilt: dict[TableId, tuple[int, str]] = {}  # a generation that is to be given up, and the cause
         self._unfit: dict[TableId, tuple[int, set[int]]] = {}  # a generation, and snapshots that can't read it
@@ -203,7 +128,7 @@ class SnapshotWorker:
     @property
     def pending(self) -> int:
         """Chunks that are read and durable, and wait for capture."""
-        return len(self._pending)
+        return self._delivery.pending
 
     # ------------------------------------------------------------------------------------------------- driving
 
@@ -258,7 +183,7 @@ class SnapshotWorker:
             self._reader.wait({self._topics.control: self._log.offsets(self._topics.control).end}, timeout)
         else:
             ends = {self._topics.chunks: self._views.chunks.next}
-            if self._pending or self._passing:
+            if self._delivery.pending or self._passing:
                 ends[self._topics.frontier] = self._views.frontiers.next
             if now < self._list_at:
                 timeout = min(timeout, self._list_at - now)
@@ -294,7 +219,7 @@ class SnapshotWorker:
             self.done = True
             return True
         tables = Tables(self._reader, self._topics)
-        self._views = _Views(
+        self._views = Views(
             setup=setup,
             tables=tables,
             chunks=Chunks(self._reader, self._topics),
@@ -303,45 +228,29 @@ class SnapshotWorker:
         )
         return True
 
-    def _look(self, views: _Views) -> bool:
+    def _look(self, views: Views) -> bool:
         """Read on in the log and make final what may be; return whether there was anything new to work with."""
         if views.tables.refresh():
             self._aside.clear()  # a new definition may be just what was missing
             self._listed = None
         news = views.chunks.refresh()
-        if not self._pending and not self._passing:
+        if not self._delivery.pending and not self._passing:
             return news
-        at = views.frontiers.next
+        at, final = views.frontiers.next, 0
         views.frontiers.poll()
-        if views.frontiers.position < self._pending_until:
-            return news or views.frontiers.next != at
-        for task, manifest in list(self._pending.items()):
-            if not views.chunks.of(task.table).wants(manifest) or views.chunks.is_freed(manifest):
-                del self._pending[task]
-                self._listed = None  # for its sake the chunk was passed over, which the plan of now may still want
-        # In the order in which they were written: what lies before a final chunk may be forgotten with it.
-        passed = list(
-            takewhile(
-                lambda read: views.chunks.snapshots[read[1].snapshot].position <= views.frontiers.position,
-                self._pending.items(),
-            )
-        )
-        if now_final := passed[:FINAL_AT_ONCE]:
-            self._put([manifest for _, manifest in now_final])
-            for task, _ in now_final:
-                del self._pending[task]
-            self.chunks_final += len(now_final)
-        self._pending_until = min(
-            (views.chunks.snapshots[manifest.snapshot].position for manifest in self._pending.values()), default=0
-        )
-        return news or bool(passed) or views.frontiers.next != at
+        if self._delivery.is_due(views.frontiers.position):
+            if self._delivery.forget_unwanted(views.chunks):
+                self._listed = None  # for its sake a chunk was passed over, which the plan of now may still want
+            final = self._delivery.make_final(views.chunks, views.frontiers.position)
+            self.chunks_final += final
+        return news or final > 0 or views.frontiers.next != at
 
-    def _put(self, entries: Sequence[Plan | Manifest | GivenUp]) -> None:
+    def _put(self, entries: Sequence[Plan | GivenUp]) -> None:
         self._control().put_all(self._topics.chunks, [encode_control(entry) for entry in entries])
 
     # ------------------------------------------------------------------------------------------------ choosing
 
-    def _next(self, views: _Views) -> bool:
+    def _next(self, views: Views) -> bool:
         """Begin the next task that can be begun; return whether there was one."""
         now, mine = self._clock(), views.membership.poll()
         for table in [table for table, until in self._aside.items() if now >= until]:
@@ -354,7 +263,7 @@ class SnapshotWorker:
         if not self._tasks:
             if self._planned:
                 return self._put_plans(views)
-            if self._finished:
+            if self._delivery.has_read:
                 self._make_durable(views)
                 return True
             state = (views.chunks.next, mine)
@@ -362,17 +271,18 @@ class SnapshotWorker:
                 return False
             self._listed = state
             self._passing = False
-            self._tasks.extend(self._list(views, mine))
+            self._forget_what_is_planned_again(views)
+            self._tasks.extend(tasks(views, mine, self._spoilt))
             # With very many tables that takes its time, and every chunk of another worker is a reason for it.
             took = self._clock() - now
             self._list_at = self._clock() + LIST_SHARE * took if took > LIST_FREELY else 0.0
         while self._tasks:
-            if self._planned and (self._tasks[0].what != _PLAN or self._clock() - now >= TOGETHER_SECONDS):
+            if self._planned and (self._tasks[0].what != PLAN or self._clock() - now >= TOGETHER_SECONDS):
                 return self._put_plans(views)
             task = self._tasks.popleft()
-            if task.table in self._aside or task in self._pending or task in self._finished:
+            if task.table in self._aside or task in self._delivery:
                 continue
-            if _work(task) not in mine and task.table not in self._spoilt:
+            if task.work not in mine and task.table not in self._spoilt:
                 continue
             try:
                 if self._attempt(views, task) and not self._planned:
@@ -384,7 +294,7 @@ class SnapshotWorker:
             except (OperatorError, RowError) as error:
                 self._refused(task, error)
                 return True
-        if self._planned or self._finished:
+        if self._planned or self._delivery.has_read:
             return True  # they come first
         left = [table for table in views.chosen() if not views.chunks.of(table).settled()]
         admitted = views.chunks.admitted
@@ -409,36 +319,22 @@ class SnapshotWorker:
         self._teller.flush()
         return False
 
-    def _list(self, views: _Views, mine: frozenset[int]) -> Iterator[_Task]:
-        """Return all that is to be done and ours to do: plans first, as they are quick and tell how much there is."""
-        states = [(table, views.chunks.of(table)) for table in views.chosen()]
-        for table, state in states:
-            generation, _ = self._spoilt.get(table, (-1, ""))
-            if state.plan is not None and state.plan.generation > generation:
-                self._spoilt.pop(table, None)
-            unplanned = state.plan is None or state.outdated
-            if table in self._spoilt or (unplanned and rules.work_of_table(table) in mine):
-                yield _Task(table, _PLAN)
-        for table, state in states:
-            for chunk in state.missing:
-                if rules.work_of_chunk(table, chunk) in mine:
-                    yield _Task(table, chunk)
-            if state.needs_healing() and rules.work_of_table(table) in mine:
-                yield _Task(table, HEAL)
-            for generation, part in state.parts.items():
-                if not part.settled and rules.work_of_table(table) in mine:
-                    yield _Task(table, HEAL, generation)
+    def _forget_what_is_planned_again(self, views: Views) -> None:
+        for table, (generation, _) in list(self._spoilt.items()):
+            plan = views.chunks.of(table).plan
+            if plan is not None and plan.generation > generation:
+                del self._spoilt[table]
 
-    def _attempt(self, views: _Views, task: _Task) -> bool:
+    def _attempt(self, views: Views, task: Task) -> bool:
         """Begin a task if it is still to be done and can be now; return whether that was any work."""
         state = views.chunks.of(task.table)
         if task.part >= 0:
             return self._start_part(views, task, state)
-        if task.what == _PLAN:
+        if task.what == PLAN:
             if state.plan is None or state.outdated:
                 asked = state.after > state.plan_offset
                 cause = rules.RELOADED if asked else rules.ADMITTED if state.outdated else ""
-                more = self._take_unplanned(views) if _is_untouched(state) else []
+                more = self._take_unplanned(views) if is_untouched(state) else []
                 return self._plan(views, [task.table, *more], state.generation + 1, cause)
             generation, cause = self._spoilt.get(task.table, (-1, ""))
             if state.plan.generation != generation or state.complete():
@@ -453,7 +349,7 @@ class SnapshotWorker:
             return False
         return self._start_chunk(views, task, state, state.plan)
 
-    def _refused(self, task: _Task, error: ReplicationError) -> None:
+    def _refused(self, task: Task, error: ReplicationError) -> None:
         """Leave a task that can't be done. A part is for somebody who waits, and can ask again."""
         if task.part >= 0:
             self._give_up_part(task, str(error))
@@ -473,17 +369,17 @@ class SnapshotWorker:
 
     # ------------------------------------------------------------------------------------------------- planning
 
-    def _take_unplanned(self, views: _Views) -> list[TableId]:
+    def _take_unplanned(self, views: Views) -> list[TableId]:
         """Take the next tasks that are first plans too: the source is asked for many tables at once."""
         tables: list[TableId] = []
-        while self._tasks and self._tasks[0].what == _PLAN and len(tables) < PLANNED_AT_ONCE:
+        while self._tasks and self._tasks[0].what == PLAN and len(tables) < PLANNED_AT_ONCE:
             table = self._tasks[0].table
-            if table in self._aside or not _is_untouched(views.chunks.of(table)):
+            if table in self._aside or not is_untouched(views.chunks.of(table)):
                 break
             tables.append(self._tasks.popleft().table)
         return tables
 
-    def _plan(self, views: _Views, tables: Sequence[TableId], generation: int, cause: str) -> bool:
+    def _plan(self, views: Views, tables: Sequence[TableId], generation: int, cause: str) -> bool:
         """Plan tables, or one of them again; of two workers that do, the first counts."""
         versions = [version for table in tables if (version := views.tables.latest(table)) is not None]
         state = views.chunks.of(tables[0])
@@ -522,7 +418,7 @@ class SnapshotWorker:
             self.restarts += 1
         return True
 
-    def _put_plans(self, views: _Views) -> bool:
+    def _put_plans(self, views: Views) -> bool:
         self._put(self._planned)
         self._planned.clear()
         self._listed = None
@@ -535,7 +431,7 @@ class SnapshotWorker:
         self._listed = None
         return True
 
-    def _give_up_part(self, task: _Task, cause: str) -> None:
+    def _give_up_part(self, task: Task, cause: str) -> None:
         """Let a part's target go on as if nobody had asked, and tell whoever did."""
         _log.error("%s is not reloaded in part: %s", task.table, cause)
         remedy = "ask again with `penstock reload --where`, or reload all of it"
@@ -546,7 +442,7 @@ class SnapshotWorker:
         )
         self._listed = None
 
-    def _give_up_load(self, views: _Views, plan: Plan, error: RowError) -> None:
+    def _give_up_load(self, views: Views, plan: Plan, error: RowError) -> None:
         """Let each target that loads a table stop it: in every snapshot that meets its plan the row stays as it is."""
         table = TableId(plan.table_schema, plan.table_name)
         _log.error("%s can't be loaded: %s", table, error)
@@ -558,7 +454,7 @@ class SnapshotWorker:
 
     # -------------------------------------------------------------------------------------------------- reading
 
-    def _start_chunk(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
+    def _start_chunk(self, views: Views, task: Task, state: TableChunks, plan: Plan) -> bool:
         generation, unfit = self._unfit.get(task.table, (plan.generation, set()))
         if generation != plan.generation:
             unfit = set()
@@ -576,7 +472,7 @@ class SnapshotWorker:
         if not version.table.key and state.snapshots() - {snapshot}:
             return self._give_up(plan, rules.ALONE)
         chunk = next(chunk for chunk in plan.chunks if chunk.number == task.what)
-        if self._finished and chunk.rows > TOGETHER_ROWS:
+        if self._delivery.has_read and chunk.rows > TOGETHER_ROWS:
             self._make_durable(views)
         leaf = TableId(chunk.leaf_schema, chunk.leaf_name)
         engine = self._open(views, snapshot)
@@ -601,7 +497,7 @@ class SnapshotWorker:
         return True
 
     @staticmethod
-    def _shows_other_columns(views: _Views, snapshot: int, engine: Reader, table: Table) -> bool:
+    def _shows_other_columns(views: Views, snapshot: int, engine: Reader, table: Table) -> bool:
         """Whether a snapshot may see values in columns that a version of a table does not have.
 
         They would be lost: what is visible in the snapshot is not taken from the stream. In the snapshot that the
@@ -610,7 +506,7 @@ class SnapshotWorker:
         first = views.chunks.snapshots[snapshot].visibility == views.setup.visibility
         return not first and isinstance(engine, Comparer) and not engine.is_current(table)
 
-    def _start_healing(self, views: _Views, task: _Task, state: TableChunks, plan: Plan) -> bool:
+    def _start_healing(self, views: Views, task: Task, state: TableChunks, plan: Plan) -> bool:
         version = views.tables.by_schema(plan.schema_id)
         if not version.table.key:
             return self._give_up(plan, rules.ALONE)
@@ -642,7 +538,7 @@ class SnapshotWorker:
         self._start(views, task, plan, number, rows, leaves)
         return True
 
-    def _start_part(self, views: _Views, task: _Task, state: TableChunks) -> bool:
+    def _start_part(self, views: Views, task: Task, state: TableChunks) -> bool:
         part = state.parts.get(task.part)
         if part is None or part.settled:
             return False
@@ -671,8 +567,8 @@ class SnapshotWorker:
 
     def _start(
         self,
-        views: _Views,
-        task: _Task,
+        views: Views,
+        task: Task,
         plan: Plan,
         snapshot: int,
         rows: Iterator[Rows | None],
@@ -680,10 +576,10 @@ class SnapshotWorker:
     ) -> None:
         load = self._topics.load(task.table, views.setup.shared_topics)
         partition = Partition(load.topic, self._number)
-        self._reading = _Reading(task, plan, snapshot, partition, rows, leaves)
+        self._reading = Reading(task, plan, snapshot, partition, rows, leaves)
         self.table, self.chunk = str(task.table), task.what
 
-    def _read_on(self, views: _Views, reading: _Reading) -> None:
+    def _read_on(self, views: Views, reading: Reading) -> None:
         """Append the next few batches; at the end of the chunk, look whether it may count, and make it durable."""
         writer, done, size = self._load(), False, 0
         try:
@@ -718,13 +614,13 @@ class SnapshotWorker:
             else:
                 self._refused(task, error)
 
-    def _begin_again(self, reading: _Reading, cause: str) -> None:
+    def _begin_again(self, reading: Reading, cause: str) -> None:
         if reading.task.part >= 0:
             self._give_up_part(reading.task, cause)
         else:
             self._give_up(reading.plan, cause)
 
-    def _finish(self, views: _Views, reading: _Reading) -> None:
+    def _finish(self, views: Views, reading: Reading) -> None:
         assert self._engine is not None
         marks = self._engine.leave(reading.leaves)
         plan, task = reading.plan, reading.task
@@ -733,9 +629,6 @@ class SnapshotWorker:
             self._abandon()
             self._begin_again(reading, f"{rules.REWRITTEN} while it was read")
             return
-        if not self._finished:
-            self._finished_at = self._clock()
-        self._finished[task] = reading
         self._reading = None
         self.table, self.chunk = "", 0
         self.problems.pop(str(task.table), None)
@@ -744,47 +637,16 @@ class SnapshotWorker:
             self.heals += 1
         else:
             self.chunks_read += 1
-        size = sum(finished.size for finished in self._finished.values())
-        if size >= TOGETHER_BYTES or self._clock() - self._finished_at >= TOGETHER_SECONDS:
+        if self._delivery.add(reading):
             self._make_durable(views)
 
-    def _make_durable(self, views: _Views) -> None:
-        """Make all that was read to its end durable. In the midst of a chunk its records would be among the others."""
-        finished, self._finished = self._finished, {}
-        written = self._load().flush()
-        begins = {partition: span.start for partition, span in written.items()}
-        for task, reading in finished.items():
-            partition = reading.partition
-            if partition not in begins:
-                begins[partition] = self._log.offsets(partition).end
-            start = begins[partition]
-            begins[partition] = end = start + reading.records
-            self._pending[task] = Manifest(
-                table_schema=task.table.schema,
-                table_name=task.table.name,
-                generation=reading.plan.generation,
-                chunk=task.what,
-                snapshot=reading.snapshot,
-                topic=partition.topic,
-                partition=partition.number,
-                start=start,
-                end=end,
-                rows=reading.number,
-                bytes=reading.size,
-                at=self._micros(),
-            )
-            self._pending_until = min(self._pending_until, views.chunks.snapshots[reading.snapshot].position)
-        for partition, span in written.items():
-            if begins[partition] != span.end:
-                self._pending.clear()
-                raise IntegrityError(
-                    f"batches up to {begins[partition]} were written to {partition}, but they end at {span.end}"
-                )
+    def _make_durable(self, views: Views) -> None:
+        self._delivery.make_durable(views.chunks)
         self._look_at = 0.0
 
     # --------------------------------------------------------------------------------------------------- helpers
 
-    def _open(self, views: _Views, snapshot: int) -> Reader:
+    def _open(self, views: Views, snapshot: int) -> Reader:
         """Return the reader, reading in a snapshot. Raises `SnapshotLost`, and then leaves it alone for a while."""
         if self._engine is None:
             self._engine = self._make_reader()
@@ -812,10 +674,8 @@ class SnapshotWorker:
 
     def _drop_load(self) -> None:
         """Leave what is not durable: it is read once more."""
-        if self._finished:
-            self._finished.clear()
+        if self._delivery.drop():
             self._listed = None
-        self._load.drop()
 
     def _drop_engine(self) -> None:
         engine, self._engine = self._engine, None
@@ -827,16 +687,6 @@ class SnapshotWorker:
 
 
 _END = object()
-
-
-def _is_untouched(state: TableChunks) -> bool:
-    """Whether a table is still to be planned for the first time, and nobody has asked for anything else."""
-    return state.plan is None and state.generation < 0 and state.after < 0
-
-
-def _work(task: _Task) -> int:
-    """Return the work partition whose owner does a task."""
-    return rules.work_of_chunk(task.table, task.what) if task.what >= 0 else rules.work_of_table(task.table)
 
 
 def open(pipeline: Pipeline, log: Log, number: int) -> SnapshotWorker:

@@ -28,7 +28,7 @@ from schemas.frontier import HEAL, Setup
 from schemas.pipeline import Pipeline
 from schemas.record import Op, schema_id_of
 from schemas.table import TableId
-from snapshot import loop
+from snapshot import delivery
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
 from transport import open_log
@@ -290,7 +290,7 @@ class Replica:
 @pytest.fixture
 def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., World]]:
     # Whatever happens to a chunk shall happen before the next one.
-    monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)
+    monkeypatch.setattr(delivery, "TOGETHER_BYTES", 0)
     with contextlib.ExitStack() as stack:
 
         def make(url: str, *tables: str, mode: str = "load") -> World:

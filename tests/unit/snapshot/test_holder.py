@@ -12,8 +12,8 @@ from schemas.pipeline import Mode, TargetSettings
 from schemas.record import Op, encode_control, value_schema_id
 from schemas.table import Column, SetupObjects
 from schemas.types import Kind
+from snapshot import delivery
 from snapshot import holder as module
-from snapshot import loop
 from snapshot.holder import Holder
 from snapshot.loop import SnapshotWorker
 from tests.unit.snapshot.world import TOPICS, A, B, World, closing, fails_once, table
@@ -22,7 +22,7 @@ from transport.log import Topic
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)  # what is read is durable
+    monkeypatch.setattr(delivery, "TOGETHER_BYTES", 0)  # what is read is durable
     world = World(table(A), table(B))
     world.db.chunks[A] = 2
     world.db.rows[A] = {str(n): f"a{n}" for n in range(4)}

@@ -9,7 +9,7 @@ import pytest
 from schemas.errors import PermissionMissing, SnapshotLost, SourceUnavailable, ValueUnsupported
 from schemas.frontier import HEAL, Chosen, Command, CommandKind, Freed, Manifest, Name, Plan, SnapshotTaken
 from schemas.record import Op, encode_control
-from snapshot import heal, loop, rules
+from snapshot import delivery, heal, loop, rules
 from snapshot.loop import SnapshotWorker
 from snapshot.reader import GONE
 from tests.unit.snapshot.world import TOPICS, A, B, ScriptedReader, World, closing, fails_once, table
@@ -24,7 +24,7 @@ def together() -> bool:
 @pytest.fixture
 def world(together: bool, monkeypatch: pytest.MonkeyPatch) -> World:
     if not together:
-        monkeypatch.setattr(loop, "TOGETHER_BYTES", 0)
+        monkeypatch.setattr(delivery, "TOGETHER_BYTES", 0)
     world = World(table(A), table(B))
     world.db.chunks[A] = 4
     world.db.rows[A] = {str(n): f"a{n}" for n in range(12)}
