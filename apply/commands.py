@@ -69,7 +69,7 @@ def _renewed(issued: Issued, table: TableProgress) -> TableProgress:
 def _reloaded(issued: Issued, table: TableProgress) -> TableProgress:
     """Let a table wait for the first plan that follows the command. Its generation is the command's own, so that
     nobody takes it for one that the chunks of an earlier plan are for; its rows stay until that plan is there."""
-    begun = {TableState.WAITING, TableState.DROPPED}.isdisjoint({table.state, table.stopped_in})
+    begun = table.is_there
     return replace(
         table,
         state=TableState.LOADING if begun else TableState.WAITING,

@@ -261,7 +261,7 @@ class Mover:
         if progress.generation < 0 and version is before:
             return move
         self._target.get_ready(version)
-        piece = Redefinition(before, version, progress, False, displaces=self._standing.displaced(before, version))
+        piece = Redefinition(before, version, progress, told=False)
         if progress.generation < 0:
             self._target.write(Batch(tables=[move], pieces=[piece]))
         else:

@@ -115,7 +115,7 @@ class PortionReader:
                 size = 0
             if told or before.schema_id != version.schema_id:
                 progress, ddl = self._standing.tables[table], self._tables.policy(table).ddl
-                yield Redefinition(before, version, progress, told, ddl, self._standing.displaced(before, version))
+                yield Redefinition(before, version, progress, told, ddl)
                 now[table] = version
             if told:
                 continue

@@ -14,7 +14,6 @@ from apply.telling import StateTeller
 from schemas.errors import ReplicationError
 from schemas.states import STOPPED, TableState
 from schemas.table import TableId
-from transport.views import Registered
 
 _AT_LEISURE = 200  # times as long as a look at the target's tables takes nobody looks again once all is settled
 
@@ -137,13 +136,6 @@ class Standing:
         """Return where in the frontiers a table has come to, as far as that is stored: what its group has applied it
         has applied too as long as it is live, but nothing after that."""
         return self.groups[table.group].place if table.state is TableState.LIVE else table.progress
-
-    def displaced(self, before: Registered, after: Registered) -> TableId | None:
-        """Return which other table has, on the target, the name that one gets: the source has exchanged names."""
-        if after.table.name == before.table.name:
-            return None
-        others = (progress for progress in self.tables.values() if progress.table != after.id)
-        return next((p.table for p in others if self._tables.on_target(p).table.name == after.table.name), None)
 
     # ------------------------------------------------------------------------------------------------ what changes
 

@@ -75,7 +75,7 @@ class TargetTables:
             if version.table.id not in known
         ]
         objects = SetupObjects.model_validate_json(self.setup.objects).of_choice(self._patterns)
-        self._target.register(dict.fromkeys(groups.values(), beginning), rows, tables, objects)
+        self._target.register(dict.fromkeys(groups.values(), beginning), rows, tables, objects, self._called)
 
     def tied_to(self, table: TableId) -> tuple[TableId, ...]:
         """Return the tables that foreign keys tie together with one, itself among them."""
@@ -103,6 +103,10 @@ class TargetTables:
     def accepted(self, version: Registered) -> Registered:
         """Return a version as it is written to the target: whole, unless the target's table does not follow."""
         return self._target.accepted(version) if self.policy(version.id).ddl is Ddl.IGNORE else version
+
+    def _called(self, table: TableId, schema_id: int) -> TableId:
+        """Return what a table is called on the target; one that does not follow definitions keeps its first name."""
+        return table if self.policy(table).ddl is Ddl.IGNORE else self.versions.by_schema(schema_id).name
 
     def sets_aside(self, table: TableId) -> bool:
         return self.policy(table).on_row_error is OnRowError.SET_ASIDE

@@ -77,6 +77,11 @@ class TableProgress:
         return TableState(self.stopped_in) if stopped else self.state
 
     @property
+    def is_there(self) -> bool:
+        """Whether the target has the table, as far as that is ours to know."""
+        return {TableState.WAITING, TableState.DROPPED}.isdisjoint({self.state, self.stopped_in})
+
+    @property
     def is_constrained(self) -> bool:
         """Whether it has failed because a constraint of the target refuses a row."""
         return self.state is TableState.FAILED and self.error.startswith(ConstraintViolated.__name__)
@@ -123,7 +128,6 @@ class Redefinition:
     table: TableProgress
     told: bool  # by a record of its own, not only by the rows that follow
     ddl: Ddl = Ddl.APPLY
-    displaces: TableId | None = None  # the table that has the new name on the target, and is to get another one too
 
 
 class GroupMove(NamedTuple):
@@ -202,9 +206,11 @@ class Target(Protocol):
         tables: Sequence[TableProgress],
         definitions: Sequence[Table],
         objects: Objects,
+        called: Callable[[TableId, int], TableId],
     ) -> None:
         """Add the groups and tables that are not known yet, and with the latter make `objects`, which all tables in
-        `definitions` rest on, as far as they are not there; all at once."""
+        `definitions` rest on, as far as they are not there; all at once. `called` tells the name that any table has on
+        the target whose version there has some row schema."""
 
     def groups(self) -> dict[int, Progress]:
         """Return where every group stands."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from apply.postgres import state
+from apply.postgres.names import Names
 from apply.postgres.session import Session
 from apply.postgres.shape import Shape, require
 from apply.postgres.transactions import Transactions, refused_alone
@@ -35,9 +36,15 @@ class Preparation:
     """Prepares tables as the settings of the target say."""
 
     def __init__(
-        self, session: Session, transactions: Transactions, writers: Writers, prepare: Prepare, pipeline: str
+        self,
+        session: Session,
+        transactions: Transactions,
+        writers: Writers,
+        names: Names,
+        prepare: Prepare,
+        pipeline: str,
     ) -> None:
-        self._session, self._transactions, self._writers = session, transactions, writers
+        self._session, self._transactions, self._writers, self._names = session, transactions, writers, names
         self._prepare, self._pipeline, self._key = prepare, pipeline, state.text(pipeline)
 
     def prepare(self, tables: Sequence[tuple[Registered, TableMove]], objects: Objects) -> list[TableProgress]:
@@ -45,9 +52,11 @@ class Preparation:
         made: set[TableId] = set()
         done: list[TableProgress] = []
         with self._transactions.begun(f"preparing {len(tables)} tables", durable=False) as session:
-            session.query(f"select pg_advisory_xact_lock({state.LOCK})")
-            self._transactions.redefined.update(version.table.name for version, _ in tables)
-            shapes = self._writers.shapes([version.table.name for version, _ in tables])
+            names = [version.table.name for version, _ in tables]
+            self._names.begin([move for _, move in tables])
+            # A table that is late may still have the name that another one has got.
+            self._names.free({version.table.name: version.id for version, _ in tables})
+            shapes = self._writers.shapes(names)
             for version, move in tables:
                 with refused_alone(version.id, f"preparing {version.id}"):
                     is_made = self._make(version.table, shapes.get(version.table.name), objects)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from apply.postgres import state
+from apply.postgres.names import Names
 from apply.postgres.prepare import empty_table
 from apply.postgres.session import Session
 from apply.postgres.shape import misfits, require
 from apply.postgres.transactions import Transactions, refused_alone
-from apply.postgres.writers import Writers, third_name
+from apply.postgres.writers import Writers
 from apply.target import Redefinition, TableMove, TableRefused
 from conversion.alter import additions, alter_table, emptied_partitions, new_labels, require_told
 from engines.postgres.errors import translated
 from engines.postgres.quoting import quote
 from schemas.errors import SchemaUnsupported
 from schemas.pipeline import Ddl
-from schemas.table import Table, TableId
+from schemas.table import Table
 from transport.views import Registered
 
 LOCK_SECONDS = 5
@@ -31,8 +32,10 @@ order by e.enumsortorder
 class Redefinitions:
     """Carries out redefinitions in the transactions of one connection."""
 
-    def __init__(self, session: Session, transactions: Transactions, writers: Writers, pipeline: str) -> None:
-        self._session, self._transactions, self._writers = session, transactions, writers
+    def __init__(
+        self, session: Session, transactions: Transactions, writers: Writers, names: Names, pipeline: str
+    ) -> None:
+        self._session, self._transactions, self._writers, self._names = session, transactions, writers, names
         self._key = state.text(pipeline)
 
     def get_ready(self, version: Registered) -> None:
@@ -63,11 +66,7 @@ class Redefinitions:
                     require_told(after)  # a definition may be left alone, rows may not
                 after = accepted
             elif piece.ddl is Ddl.APPLY:
-                if after.name != before.name:
-                    before = self._make_way(before, after.name, piece.displaces)
-                else:
-                    before, after = self._writers.placed(before), self._writers.placed(after)
-                self._redefine(before, after, made=piece.table.made)
+                self._follow(before, after, made=piece.table.made)
             else:
                 self._require_redefined(before, after, made=piece.table.made)
             if piece.told:
@@ -76,28 +75,15 @@ class Redefinitions:
         except SchemaUnsupported as error:
             raise TableRefused(after.id, error) from error
 
-    def _make_way(self, table: Table, name: TableId, displaces: TableId | None) -> Table:
-        """Let a name be free for a table that gets it, and return the table by the name that it has now.
-
-        Where tables have exchanged names, one of them has to wait under another one until its own turn comes. No row
-        of it comes before that, as the stream would tell its new name first.
-        """
-        session, waits = self._session, third_name(table.id, table.name.schema)
-        if displaces is not None:
-            # Whoever follows it has to look again before he writes to it by the name that he knows; whoever loads it is
-            # waited for.
-            for statement in (state.TAKE_GROUP, state.TAKE_TABLE):
-                session.queue(statement, [self._key, *map(state.text, displaces)])
-        # Others may be about to do the same to the other one.
-        session.query(f"select pg_advisory_xact_lock({state.LOCK})")
-        self._transactions.redefined |= {table.name, name, waits}
-        self._writers.look_again({name, waits})
-        if displaces is not None and self._writers.shape(name) is not None:
-            aside = third_name(displaces, name.schema)
-            session.run(f"alter table {quote(*name)} rename to {quote(aside.name)}", table.id)
-            self._transactions.redefined.add(aside)
-            self._writers.look_again({name, aside})
-        return self._writers.placed(table)
+    def _follow(self, before: Table, after: Table, *, made: bool) -> None:
+        """Make of a table what the source has made of it, and let names go to whom they belong."""
+        if not after.dropped and after.name == before.name:
+            self._redefine(self._writers.placed(before), self._writers.placed(after), made=made)
+            return
+        self._names.free({} if after.dropped else {after.name: after.id}, left={before.name: after.id})
+        self._redefine(self._writers.placed(before), after, made=made)
+        self._names.note(after.id, None if after.dropped else after.name)
+        self._names.give_back(before.name, after.id)
 
     def _require_redefined(self, before: Table, after: Table, *, made: bool) -> None:
         """Raise `SchemaUnsupported` unless somebody has made of a table what it is from here on, as far as rows can
@@ -136,8 +122,12 @@ class Redefinitions:
             state.queue_forgetting(session, self._key, table.id)
             session.flush()
             self._writers.look_again({table.name})  # another one may have the name by now
-            table = self._writers.placed(table)
-            empty_table(self._session, quote(*table.name), require(self._writers.shape(table.name), table))
+            placed = self._writers.placed(table)
+            empty_table(self._session, quote(*placed.name), require(self._writers.shape(placed.name), placed))
+            if after.name != placed.name:
+                self._names.begin([move])
+                self._names.free({after.name: after.id}, left={table.name: after.id})
+            self._redefine(self._writers.placed(table), after, made=move.after.made, empty=True)
             if after.name != table.name:
-                table = self._make_way(table, after.name, piece.displaces)
-            self._redefine(table, after, made=move.after.made, empty=True)
+                self._names.note(after.id, after.name)
+                self._names.give_back(table.name, after.id)

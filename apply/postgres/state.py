@@ -37,6 +37,12 @@ where pipeline = %s
   and case when stopped_in = '' then state else stopped_in end in ('loading', 'indexing', 'catching-up', 'live')
 """
 
+VERSIONS = """
+select table_schema, table_name, schema_id
+from penstock.tables
+where pipeline = %s and state not in ('waiting', 'dropped') and stopped_in not in ('waiting', 'dropped')
+"""
+
 ADD_PIPELINE = "insert into penstock.pipelines (pipeline, log) values (%s, %s) on conflict do nothing"
 
 REWRITE = "update penstock.pipelines set log = log where pipeline = $1"
@@ -276,6 +282,12 @@ def resume(connection: psycopg.Connection, pipeline: str) -> int:
 def groups(connection: psycopg.Connection, pipeline: str) -> dict[int, Progress]:
     with connection.cursor(row_factory=tuple_row) as cursor:
         return {row[0]: Progress(*row[1:]) for row in cursor.execute(GROUPS, [pipeline])}
+
+
+def versions(connection: psycopg.Connection, pipeline: str) -> dict[TableId, int]:
+    """Return the versions, by their row schemas, of the tables that the target has."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        return {TableId(*table): schema_id for *table, schema_id in cursor.execute(VERSIONS, [pipeline])}
 
 
 class TableStates:

@@ -13,6 +13,7 @@ from apply.postgres.finish import Completion
 from apply.postgres.letters import Letters
 from apply.postgres.load import ChunkWriter
 from apply.postgres.merge import DIRECT, Stages
+from apply.postgres.names import Called, Names
 from apply.postgres.prepare import Preparation
 from apply.postgres.redefine import Redefinitions
 from apply.postgres.session import Session
@@ -40,8 +41,9 @@ class _Opened:
         self.writers = Writers(session, stages)
         self.transactions = Transactions(session, stages, self.writers)
         self.letters = Letters(session, self.transactions, self.writers, pipeline)
-        self.preparation = Preparation(session, self.transactions, self.writers, settings.prepare, pipeline)
-        self.redefinitions = Redefinitions(session, self.transactions, self.writers, pipeline)
+        self.names = Names(session, self.transactions, self.writers, pipeline)
+        self.preparation = Preparation(session, self.transactions, self.writers, self.names, settings.prepare, pipeline)
+        self.redefinitions = Redefinitions(session, self.transactions, self.writers, self.names, pipeline)
         self.chunks = ChunkWriter(session, self.transactions, self.writers, self.letters, pipeline)
         self.changes = ChangeWriter(session, self.writers, self.letters)
         self.completion = Completion(session, self.writers, builder, settings, pipeline)
@@ -107,7 +109,9 @@ class PostgresTarget:
         tables: Sequence[TableProgress],
         definitions: Sequence[Table],
         objects: Objects,
+        called: Called,
     ) -> None:
+        self._parts.names.called = called
         self._tables = {table.id: table for table in definitions}
         self._objects = objects
         connection = self._session.connection
@@ -191,6 +195,7 @@ class PostgresTarget:
         opened = self._parts
         durable = any(_ends(move) for move in batch.tables) or bool(batch.changes)
         with opened.transactions.begun("applying changes", durable=durable) as session:
+            opened.names.begin(batch.tables)
             state.queue_moves(session, self._key, batch.groups, batch.tables)
             state.queue_counts(session, self._key, batch.changes)
             for piece in batch.pieces:

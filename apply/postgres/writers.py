@@ -75,13 +75,18 @@ class Writers:
 
     def placed(self, table: Table) -> Table:
         """Return a table by the name that it has here now: if another one has got its own, it waits under a third."""
+        if not self.waits(table.id, table.name.schema):
+            return table
+        return table.model_copy(update={"renamed": third_name(table.id, table.name.schema)})
+
+    def waits(self, table: TableId, schema: str) -> bool:
+        """Return whether a table waits for its name in a schema under a third one."""
         if self._waiting_names is None:
             with translated("target", "looking for tables whose names others have"):
                 self._session.flush()
                 rows = self._session.connection.execute(ASIDE, [f"{ASIDE_PREFIX}%"]).fetchall()
             self._waiting_names = frozenset(TableId(schema, name) for schema, name in rows)
-        waits = third_name(table.id, table.name.schema)
-        return table.model_copy(update={"renamed": waits}) if waits in self._waiting_names else table
+        return third_name(table, schema) in self._waiting_names
 
     def look_again_at_all(self, tables: Collection[TableId]) -> None:
         """Forget what these tables are like, and all others that are known."""

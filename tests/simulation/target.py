@@ -202,6 +202,7 @@ class SimulatedTarget:
         tables: Sequence[TableProgress],
         definitions: Sequence[Table],
         objects: Objects,
+        called: Callable[[TableId, int], TableId],
     ) -> None:
         def add() -> None:
             stored = self.database.stored
