@@ -459,6 +459,7 @@ class Relations:
                     break
         name = TableId(relation.schema, relation.name)
         old = renamed_leaf(old, fresh, relation.oid, name)
+        current = _is_current(fresh, columns) and (identity is not Identity.KEY or _has_key(fresh, columns, key))
         renamed = old.renamed
         if relation.oid == old.oid:
             renamed = name if name != old.id else None
@@ -467,7 +468,7 @@ class Relations:
                 "columns": columns,
                 "key": key,
                 "identity": identity,
-                "definition": _definition(fresh, old, columns),
+                "definition": _definition(fresh, old, columns, current=current),
                 "renamed": renamed,
                 "objects": objects(connection, [fresh]) if fresh is not old else old.objects,
             }
@@ -487,7 +488,7 @@ class Relations:
             since = since.model_copy(update={"refused": UNKNOWN.format(column=unknown), "column": unknown})
         # Where the catalogue has gone on, what rewrote the rows may be still to come in the stream, and then they must
         # not seem untouched: as long as that is not certain, they lie where they lay.
-        return (seen if _is_current(fresh, columns) else changed).model_copy(update={"since": since})
+        return (seen if current else changed).model_copy(update={"since": since})
 
 
 def _require_names(id: TableId, relation: Relation) -> None:
@@ -701,13 +702,17 @@ def _is_current(fresh: Table, columns: Iterable[Column]) -> bool:
     return {_shape(column) for column in fresh.columns} == {_shape(column) for column in columns}
 
 
-def _definition(fresh: Table, old: Table, columns: tuple[Column, ...]) -> Definition:
+def _has_key(fresh: Table, columns: Sequence[Column], key: Iterable[int]) -> bool:
+    """Whether the catalogue of today has the key that the stream has flagged."""
+    return {fresh.columns[place].name for place in fresh.key} == {columns[place].name for place in key}
+
+
+def _definition(fresh: Table, old: Table, columns: tuple[Column, ...], *, current: bool) -> Definition:
     """Return what today's catalogue says, unless it has gone on already: then only the columns are brought along.
 
     Whether nulls may be in a new column is told when its rows have come, not before: see `capture.definitions`.
     """
     there, now = _details(old), _details(fresh)
-    current = _is_current(fresh, columns)
     details = []
     for column in columns:
         detail = there.get(column.number)

@@ -57,6 +57,9 @@ def test_several_changes_come_together_when_nobody_followed(simple: Project) -> 
     followed.do(
         "create schema shop", *(TABLE.format(t=name) for name in "abce"), *(ROWS.format(t=name) for name in "abce")
     )
+    followed.do(
+        "create table shop.f (id int, part int, primary key (id, part))", "insert into shop.f values (1, 1), (2, 1)"
+    )
     followed.start()
     followed.sync()
     followed.stop()
@@ -82,20 +85,27 @@ def test_several_changes_come_together_when_nobody_followed(simple: Project) -> 
         "update shop.e set amount = 'x' where id = 1",
         "alter table shop.e add column r float default random()",
         "update shop.e set amount = 'y' where id = 2",
+        # Rows come by the old key when the catalogue has the new one already.
+        "alter table shop.f add column x int",
+        "insert into shop.f values (3, 1, 1)",
+        "alter table shop.f drop constraint f_pkey, add primary key (id)",
+        "insert into shop.f values (4, 1, 1)",
     )
     followed.start()
     followed.sync()
-    wanted = {name: followed.columns(f"shop.{name}") for name in "acd"}
+    wanted = {name: followed.columns(f"shop.{name}") for name in "acdf"}
 
     def there() -> bool:
         try:
-            return {name: followed.columns(f"shop.{name}", "target") for name in "acd"} == wanted
+            return {name: followed.columns(f"shop.{name}", "target") for name in "acdf"} == wanted
         except psycopg.errors.UndefinedTable:
             return False
 
     simple.wait_until("the same columns", there, followed.run)
     followed.sync()
     assert "column r was added" in followed.states()["e"][1]
+    keyed = "select count(*) from pg_constraint where contype = 'p' and conrelid = 'shop.f'::regclass"
+    assert one(simple.target, f"{keyed} and conkey = '{{1}}'") == 1
     simple.succeed("reload", str(simple.file), "shop.e")
     followed.sync()
     assert simple.differences() == []

@@ -67,6 +67,7 @@ class History:
         self.application.make()
         self.world = Pipeline(folder, source, target, log)
         self.stopped: dict[str, str] = {}  # tables that had to be loaded anew, and why
+        self.gone: set[str] = set()  # tables that stopped, and were dropped at the source
 
     def run(self) -> None:
         """Let it happen, and compare. Raises `Failed`, or whatever a wait raises that was in vain."""
@@ -156,18 +157,26 @@ class History:
         with psycopg.connect(self.world.target, autocommit=True) as connection:
             found = connection.execute(STATES, [self.world.name]).fetchall()
         failed = {
-            f"{schema}.{name}": (error, remedy) for schema, name, state, error, remedy in found if state == "failed"
+            f"{schema}.{name}": (error, remedy)
+            for schema, name, state, error, remedy in found
+            if state == TableState.FAILED and f"{schema}.{name}" not in self.gone
         }
         for name, (error, remedy) in failed.items():
             known = "penstock reload" in remedy and any(cause in error for cause in NOT_TOLD)
             if not known and NOT_HEARD_OF not in error:
                 raise Failed(f"{name}: {error} → {remedy}\n{self.world.told()}")
             self.stopped[name] = error
-        if failed:
-            run = self.world.start("reload", *failed)
-            if run.process.wait(60) != 0:
-                raise Failed(f"reload {' '.join(failed)}: {run.output.read_text()}")
-        return bool(failed)
+        return any([self._load_anew(name) for name in failed])
+
+    def _load_anew(self, name: str) -> bool:
+        """Ask for a table to be loaded anew; return whether there is such a table."""
+        run = self.world.start("reload", name)
+        if run.process.wait(60) != 0:
+            said = run.output.read_text()
+            if "dropped at the source" not in said:
+                raise Failed(f"reload {name}: {said}")
+            self.gone.add(name)  # if it is not, it will be missed in the end
+        return name not in self.gone
 
     # --------------------------------------------------------------------------------------------------- the end
 
@@ -177,8 +186,9 @@ class History:
         def there() -> bool:
             with psycopg.connect(self.world.target, autocommit=True) as connection:
                 states = connection.execute(STATES, [self.world.name]).fetchall()
+            failed = {f"{schema}.{name}" for schema, name, state, *_ in states if state == TableState.FAILED}
             try:
-                return any(state[2] == TableState.FAILED for state in states) or not self._misfits()
+                return bool(failed - self.gone) or not self._misfits()
             except psycopg.errors.UndefinedTable:  # it just got another name
                 return False
 
