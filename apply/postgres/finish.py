@@ -57,18 +57,19 @@ class Completion:
         last: bool,
     ) -> bool:
         """Go on with all the rest; return whether it is there. `others` are the tables that keys may refer to."""
+        definition = self._writers.placed(version.table)
         # Rows are looked up by their keys whatever is known of them: statistics need not come before the changes.
-        statements = [f"analyze {quote(*version.table.name)}"]
-        keys = version.table.definition.foreign_keys if table.made else ()
+        statements = [f"analyze {quote(*definition.name)}"]
+        keys = definition.definition.foreign_keys if table.made else ()
         if table.made:
-            statements += self._sequences(version.table)
+            statements += self._sequences(definition)
             # Keys that are looked at while changes go on would refuse what is right only at the end of a transaction.
             if self._session.replica or last:
-                statements += self._keys(version.table, others)
-            statements += self._companions(version.table.id, objects)
-        done = self._build("tie", version.table.id, statements)
+                statements += self._keys(definition, others)
+            statements += self._companions(definition.id, objects)
+        done = self._build("tie", definition.id, statements)
         if done and keys:
-            self._writers.look_again({version.table.name, *(key.references for key in keys if key.references)})
+            self._writers.look_again({definition.name, *(key.references for key in keys if key.references)})
         return done
 
     def _companions(self, table: TableId, objects: Objects) -> list[str]:

@@ -65,7 +65,7 @@ def main() -> int:
         "--keep", type=Path, metavar="FOLDER", help="for statements, state and output of those that fail"
     )
     options = parser.parse_args()
-    length = Length(options.steps, kills=max(1, options.steps // 20))
+    length = Length(options.steps, kills=max(1, options.steps // 20), commands=options.steps // 40)
     failed = []
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(servers.postgres(options.pair[0].source, servers.SOURCE_VARIABLE))

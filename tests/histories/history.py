@@ -48,6 +48,7 @@ class Length(NamedTuple):
 
     steps: int = 90
     kills: int = 5
+    commands: int = 2  # for single tables
     pause: float = 0.05  # at most, between two steps
 
 
@@ -67,6 +68,7 @@ class History:
         self.application.make()
         self.world = Pipeline(folder, source, target, log)
         self.stopped: dict[str, str] = {}  # tables that had to be loaded anew, and why
+        self.commands: list[Run] = []
         self.gone: set[str] = set()  # tables that stopped, and were dropped at the source
 
     def run(self) -> None:
@@ -74,6 +76,7 @@ class History:
         world, chance, length = self.world, self.chance, self.length
         told = chance.random() < 0.5
         kills = {chance.randrange(length.steps): chance.random() for _ in range(length.kills)}
+        commands = {chance.randrange(length.steps // 3, length.steps) for _ in range(length.commands)}
         untold_from = chance.randrange(length.steps // 2) if not told else -1
         run = world.start()
         for step in range(length.steps):
@@ -89,7 +92,10 @@ class History:
                 self._forget_the_trigger()
             if step in kills:
                 run = self._kill(run, kills[step])
+            if step in commands:
+                self._command()
         self.application.settle()
+        self._let_all_go_on()
         for _ in range(3):
             self._catch_up(run)
             if not self._load_stopped_tables_anew():
@@ -124,6 +130,32 @@ class History:
         run.signal(services[int(x * 97) % len(services)], signal.SIGKILL)
         return run
 
+    def _command(self) -> None:
+        """Ask for something to be done with a table, and let it be carried out when it may."""
+        tables = sorted(self._states())
+        if tables:
+            kind, table = self.chance.choice(["pause", "pause", "resume", "reload"]), self.chance.choice(tables)
+            self.world.tell(f"{kind} {table}")
+            self.commands.append(self.world.start(kind, table))
+
+    def _let_all_go_on(self) -> None:
+        for run in self.commands:
+            # What it says against it, as that a table was dropped, does not matter here.
+            run.process.wait(60)
+        # Those of them that the targets have not heard of yet come first.
+        paused = self.world.start("resume", "*.*")
+        if paused.process.wait(60) != 0:
+            raise Failed(f"resume: {paused.output.read_text()}")
+
+    def _states(self) -> dict[str, tuple[str, str, str]]:
+        """Return the state of each table on the target, by the name that it was chosen by, with error and remedy."""
+        with psycopg.connect(self.world.target, autocommit=True) as connection:
+            try:
+                found = connection.execute(STATES, [self.world.name]).fetchall()
+            except psycopg.errors.UndefinedTable:
+                return {}
+        return {f"{schema}.{name}": (state, error, remedy) for schema, name, state, error, remedy in found}
+
     def _forget_the_trigger(self) -> None:
         """Drop the event trigger, as if it could not be made: the catalogue alone tells from here on."""
         with psycopg.connect(self.world.source, autocommit=True) as connection:
@@ -154,12 +186,10 @@ class History:
 
     def _load_stopped_tables_anew(self) -> bool:
         """Do what stopped tables ask for; return whether there were any."""
-        with psycopg.connect(self.world.target, autocommit=True) as connection:
-            found = connection.execute(STATES, [self.world.name]).fetchall()
         failed = {
-            f"{schema}.{name}": (error, remedy)
-            for schema, name, state, error, remedy in found
-            if state == TableState.FAILED and f"{schema}.{name}" not in self.gone
+            name: (error, remedy)
+            for name, (state, error, remedy) in self._states().items()
+            if state == TableState.FAILED and name not in self.gone
         }
         for name, (error, remedy) in failed.items():
             known = "penstock reload" in remedy and any(cause in error for cause in NOT_TOLD)
@@ -184,9 +214,7 @@ class History:
         """Wait until what nobody's rows have shown is there too; a table may stop over it."""
 
         def there() -> bool:
-            with psycopg.connect(self.world.target, autocommit=True) as connection:
-                states = connection.execute(STATES, [self.world.name]).fetchall()
-            failed = {f"{schema}.{name}" for schema, name, state, *_ in states if state == TableState.FAILED}
+            failed = {name for name, (state, *_) in self._states().items() if state == TableState.FAILED}
             try:
                 return bool(failed - self.gone) or not self._misfits()
             except psycopg.errors.UndefinedTable:  # it just got another name
