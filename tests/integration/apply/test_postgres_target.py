@@ -838,7 +838,7 @@ def test_whoever_waits_for_the_target_leaves_other_threads_alone(applied: Applie
     applied.catch_up(source, worker)
     with psycopg.connect(applied.url) as other:
         # If this thread never came to its turn again, the server would free the lock.
-        other.execute("set idle_in_transaction_session_timeout = '5s'")
+        other.execute("set idle_in_transaction_session_timeout = '30s'")
         other.commit()
         other.execute("lock table public.t")
         source.commit(insert("t", "1", "a"))
@@ -847,7 +847,7 @@ def test_whoever_waits_for_the_target_leaves_other_threads_alone(applied: Applie
         applying.start()
         waits = "select count(*) from pg_locks where not granted and relation = 'public.t'::regclass"
         while not applied.sql(waits)[0][0]:
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 25
         other.rollback()
         applying.join()
     assert applied.rows("t") == [(1, "a")]
