@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from schemas import record
@@ -109,8 +108,8 @@ def _decode_once() -> None:
     """Let all processes of a history share what they decode: they read the same records, again and again."""
     real = record.decode_control
     shared = lru_cache(10_000)(real)
-    for module in [module for module in sys.modules.values() if isinstance(module, ModuleType)]:
-        if vars(module).get("decode_control") is real:
+    for module in list(sys.modules.values()):
+        if getattr(module, "decode_control", None) is real:
             vars(module)["decode_control"] = shared
 
 
