@@ -21,10 +21,9 @@ from engines.postgres.asking import run
 from engines.postgres.catalogue import objects, tables
 from engines.postgres.connect import connect
 from engines.postgres.errors import translated
-from engines.postgres.problems import some
-from engines.postgres.publications import add_to_publications, remove_from_publications
+from engines.postgres.publications import add_to_publications, remove_from_publications, require_logged
 from engines.postgres.replication import current_snapshot
-from schemas.errors import ConfigInvalid, SchemaUnsupported
+from schemas.errors import ConfigInvalid
 from schemas.frontier import Chosen, Name, Setup, TableRegistered
 from schemas.pipeline import Mode, Pipeline
 from schemas.record import encode_control, value_schema_id
@@ -177,11 +176,7 @@ class Chooser:
             while True:
                 try:
                     found = tables(catalogue, set(ids).__contains__)
-                    if unlogged := [table.id for table in found if table.definition.unlogged]:
-                        raise SchemaUnsupported(
-                            f"{some(unlogged)}: unlogged, and their changes are in no stream",
-                            remedy="alter table … set logged, or exclude them in `tables`",
-                        )
+                    require_logged(found)
                     with self.source.transaction():
                         run(self.source, "set local synchronous_commit = local")
                         # The stream describes a table anew that was published before, for whatever came to nothing.

@@ -30,7 +30,10 @@ class Line(NamedTuple):
 
 
 def topics_of(log: Log, pipeline: str) -> Iterator[Line]:
-    """Yield the partitions of the pipeline's topics that hold records, or held some."""
+    """Yield the partitions of the pipeline's topics that hold records, or held some. Raises `ConfigInvalid` if there is
+    no log."""
+    if not exists(log):
+        raise ConfigInvalid(f"pipeline {pipeline} has no log yet", remedy="`penstock run` makes it")
     prefix = Topics(pipeline).prefix
     topics = log.topics(prefix)
     width = max((len(topic.name) - len(prefix) + 3 for topic in topics), default=0)

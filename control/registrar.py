@@ -25,7 +25,7 @@ from schemas.frontier import Chosen
 from schemas.pipeline import Ddl, Pipeline, matches
 from schemas.table import Identity, Table, TableId
 from transport.events import Teller, told
-from transport.log import Log
+from transport.log import Log, LogReader
 from transport.topics import Topics
 from transport.views import read_setup
 
@@ -44,6 +44,7 @@ WRITERS_SECONDS = 0.1
 SERVICE = "registrar"
 
 _LEFT = "was made at the source, and is not copied"
+_REFUSED = "was made at the source, and can't be taken over now"
 _ASK = "`penstock reconfigure` takes it over"
 
 
@@ -88,6 +89,44 @@ def fate_of(pipeline: Pipeline, table: Table) -> str:
         return f"is not copied, as `ddl: {policy}` says: {_ASK}"
     verdict = verdict_on(table)
     return f"{verdict.text} -> {verdict.remedy}" if verdict else "is new, and taken over as soon as the pipeline runs"
+
+
+def coming(pipeline: Pipeline, log: Log) -> set[TableId]:
+    """Return the tables that are new at the source and about to be taken over: none that is left, or was refused."""
+    topics = Topics(pipeline.pipeline)
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(log.reader())
+        setup = read_setup(reader, topics)
+        assert setup is not None
+        chooser = Chooser(pipeline, log, reader, setup, "penstock run")
+        stack.enter_context(contextlib.closing(chooser))
+        with translated("source", "looking for new tables"):
+            unknown = present(chooser.source) - chooser.oids_taken
+            found = {
+                new.id
+                for new in newcomers(chooser.source, unknown, chooser.publications)
+                if _fits(pipeline, chooser, new.id)
+                and (new.id not in chooser.ever_chosen or new.id in chooser.dropped)
+                and policy_of(pipeline, new.id) is Ddl.APPLY
+                and new.may_be_published
+            }
+            if not found:
+                return set()
+            takeable = [table.id for table in tables(chooser.source, found.__contains__) if verdict_on(table) is None]
+        refused = {table for table, text in _read_told(log, reader, topics) if text.startswith(_REFUSED)}
+        return {table for table in takeable if str(table) not in refused}
+
+
+def _fits(pipeline: Pipeline, chooser: Chooser, table: TableId) -> bool:
+    return pipeline.chooses(table) and matches(table, chooser.patterns)
+
+
+def _read_told(log: Log, reader: LogReader, topics: Topics) -> Iterator[tuple[str, str]]:
+    """Yield what registrars have told, and of which tables."""
+    at = log.offsets(topics.events).start
+    while some := list(told(reader, topics, at)):
+        at = some[-1].offset + 1
+        yield from ((event.table, event.text) for _, event in some if event.service == SERVICE)
 
 
 class Registrar:
@@ -161,7 +200,8 @@ class Registrar:
         with translated("source", "looking for new tables"):
             there = present(chooser.source)
             unknown = self._settled(there - chooser.oids_taken)
-            fitting = [new for new in newcomers(chooser.source, unknown, chooser.publications) if self._fits(new.id)]
+            strangers = newcomers(chooser.source, unknown, chooser.publications)
+            fitting = [new for new in strangers if _fits(self._pipeline, chooser, new.id)]
             found = {}
             for new in fitting:
                 if new.id not in chooser.ever_chosen or new.id in chooser.dropped:
@@ -188,10 +228,6 @@ class Registrar:
             text = f"tables that were removed stay in the publications: {error}"
             self._tell(None, Verdict(EventKind.WARNING, text, error.remedy))
         self._withdrawn = chooser.last
-
-    def _fits(self, table: TableId) -> bool:
-        assert self._chooser is not None
-        return self._pipeline.chooses(table) and matches(table, self._chooser.patterns)
 
     def _settled(self, unknown: set[int]) -> set[int]:
         """Return those that have been there for long enough."""
@@ -257,7 +293,7 @@ class Registrar:
     def _refuse(self, id: TableId, oid: int, error: OperatorError | TransientError) -> None:
         """Leave a table that the source does not let us publish now."""
         self._refused[oid] = self._clock() + REFUSED_SECONDS
-        text = f"was made at the source, and can't be taken over now: {error}"
+        text = f"{_REFUSED}: {error}"
         self._tell(id, Verdict(EventKind.WARNING, text, error.remedy or "it is tried again"))
 
     def _choose(self, chooser: Chooser, published: Published) -> bool:
@@ -274,14 +310,8 @@ class Registrar:
     def _tell(self, table: TableId | None, verdict: Verdict) -> None:
         """Tell something, unless it was told before, by whichever process."""
         if self._told is None:
-            self._told = set(self._read_told())
+            self._told = set(_read_told(self._log, self._reader, self._topics))
         what = str(table or ""), verdict.text
         if what not in self._told:
             self._told.add(what)
             self._teller.tell(verdict.kind, verdict.text, table=table, remedy=verdict.remedy)
-
-    def _read_told(self) -> Iterator[tuple[str, str]]:
-        at = self._log.offsets(self._topics.events).start
-        while some := list(told(self._reader, self._topics, at)):
-            at = some[-1].offset + 1
-            yield from ((event.table, event.text) for _, event in some if event.service == SERVICE)

@@ -17,6 +17,7 @@ from control.wiring import opened_log
 from schemas.errors import OperatorError, ReplicationError, TransientError
 from schemas.pipeline import Mode, Pipeline, TargetSettings
 from schemas.states import STOPPED, TableState
+from schemas.table import TableId
 from snapshot import rules
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def watch(
     """
     began = now()
     goal: int | None = None
+    awaited: set[TableId] | None = None  # tables that are new at the source; None: nobody has looked
+    follows = until_caught_up and pipeline.mode is Mode.LOAD_AND_CHANGES
     quick = bounded
     pace = Pace()
     complained, failing_since = False, 0.0
@@ -89,7 +92,19 @@ def watch(
             try:
                 if until_caught_up and goal is None:
                     goal = note_goal(pipeline)
-                if quick and collector.ready() and _over(collector, goal, pipeline.mode):
+                over = quick and collector.ready() and _over(collector, goal, pipeline.mode)
+                if over and follows and (awaited is None or awaited):
+                    # Looked for when all others are done, and again until all are the pipeline's: then it is asked
+                    # once more whether these, too, are done.
+                    from control.registrar import coming
+
+                    new = coming(pipeline, log)
+                    if awaited is None and new:
+                        display.say(
+                            f"waiting for tables that are new at the source: {', '.join(map(str, sorted(new)))}"
+                        )
+                    awaited = new if awaited is None else awaited & new
+                elif over:
                     status = collector.collect(ask_source=False)
                     display.show(status)
                     for line in messages.take():

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 import psycopg
 
 from engines.postgres.asking import ask, run
+from engines.postgres.problems import some
 from engines.postgres.quoting import quote
-from schemas.errors import PermissionMissing
+from schemas.errors import PermissionMissing, SchemaUnsupported
 from schemas.table import Identity, Table, TableId
 
 SHOWN = 10  # names in a message
@@ -68,9 +69,11 @@ def make_publications(conn: psycopg.Connection, name: str, tables: Iterable[Tabl
     """Make both publications hold these tables, or leave them as they are if they do; empty ones are made too.
 
     They have to be there before the slot: changes are decoded with the catalogue of their time. Partitions are
-    published as themselves, so that a `truncate` of one is sent; of a partitioned root those to come as well.
+    published as themselves, so that a `truncate` of one is sent; of a partitioned root those to come as well. Raises
+    `SchemaUnsupported` for unlogged tables.
     """
     chosen = list(tables)
+    require_logged(chosen)
     if not publication_problems(conn, name, chosen):
         return
     whole, keyless = publication_names(name)
@@ -78,6 +81,15 @@ def make_publications(conn: psycopg.Connection, name: str, tables: Iterable[Tabl
         existing = {row[0] for row in ask(conn, PUBLICATIONS, names=[whole, keyless])}
         for publication, publish, members in _both(name, chosen):
             _make(conn, publication, publish, members, exists=publication in existing)
+
+
+def require_logged(tables: Iterable[Table]) -> None:
+    """Raise `SchemaUnsupported` for tables that no publication takes."""
+    if unlogged := [table.id for table in tables if table.definition.unlogged]:
+        raise SchemaUnsupported(
+            f"{some(unlogged)}: unlogged, and their changes are in no stream",
+            remedy="alter table … set logged, or exclude them in `tables`",
+        )
 
 
 def publication_statements(name: str, tables: Sequence[Table], version: int) -> list[str]:

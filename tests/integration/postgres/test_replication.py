@@ -34,6 +34,7 @@ from engines.postgres.replication import (
 from schemas.errors import (
     ConfigInvalid,
     PositionLost,
+    SchemaUnsupported,
     SnapshotLost,
     SourceUnavailable,
     TransientError,
@@ -105,6 +106,13 @@ def test_keyless_tables_are_published_without_updates_and_deletes(conn: psycopg.
     drop_publications(conn, "p")
     drop_publications(conn, "p")
     assert len(publication_problems(conn, "p", [])) == 2
+
+
+def test_unlogged_tables_are_refused_by_name(conn: psycopg.Connection) -> None:
+    conn.execute("create unlogged table public.fleeting (a int primary key)")
+    with pytest.raises(SchemaUnsupported, match=r"public\.fleeting: unlogged") as refused:
+        make_publications(conn, "p", catalogue.tables(conn, lambda id: True))
+    assert "set logged" in refused.value.remedy
 
 
 def test_publications_that_differ_are_told_and_mended(conn: psycopg.Connection) -> None:
