@@ -412,7 +412,7 @@ class SnapshotWorker:
             )
             for version, planned in zip(versions, found, strict=True)
         ]
-        if generation:
+        if state.plan is not None:  # else it is one that the pipeline has got since, and was never read
             _log.warning("%s is read again from the beginning: %s", versions[0].id, cause)
             self._teller.tell(EventKind.NOTICE, f"is read again from the beginning: {cause}", table=versions[0].id)
             self.restarts += 1

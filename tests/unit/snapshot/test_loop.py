@@ -752,6 +752,20 @@ def test_there_are_only_so_many_workers(world: World) -> None:
         world.worker(16)
 
 
+def test_a_table_that_is_asked_for_before_it_was_ever_planned_is_not_read_again() -> None:
+    world = World(table(A), mode="load-and-changes")
+    world.db.rows[A] = {"1": "x"}
+    world.start()
+    with world.log.writer("control") as writer:  # as one that was added while all runs
+        writer.put(TOPICS.chunks, encode_control(Command(CommandKind.RELOAD, *A, "", "", "me", 0)))
+    with closing(world.holder, worker := world.worker()):
+        world.settle(world.holder, worker)
+        world.capture()
+        world.settle(world.holder, worker)
+        assert world.chunks().of(A).complete()
+        assert worker.restarts == 0
+
+
 def test_a_table_is_read_anew_when_somebody_asks_for_it_long_after_the_load() -> None:
     world = World(table(A), table(B), mode="load-and-changes")
     world.db.rows[A] = {"1": "x"}
