@@ -18,6 +18,16 @@ _ENDS = {"MINVALUE": -1, "MAXVALUE": 1}
 _LISTS = re.compile(r"\(((?:'(?:[^']|'')*'|[^'()])*)\)")
 
 
+def same_partitions(one: Table, other: Table) -> bool:
+    """Whether two versions have the same partitions."""
+    return one.definition.partitions is other.definition.partitions or marks(one) == marks(other)
+
+
+def marks(table: Table) -> set[tuple[TableId, TableId, str, int, int]]:
+    """Return what the partitions of a table may be other ones by."""
+    return {(p.id, p.parent, p.bound, p.oid, p.attached) for p in table.definition.partitions}
+
+
 def grown(last: Table, fresh: Table, oid: int, name: TableId) -> Table:
     """Return the version behind `last` in which a leaf is there that was not known, with all that it is a part of.
 

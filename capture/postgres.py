@@ -19,7 +19,8 @@ from psycopg import pq
 from capture.caretaker import Caretaker, publications_fit
 from capture.definitions import Definitions
 from capture.history import require_same
-from capture.relations import Relations, matches, reorders, same_partitions
+from capture.partitions import same_partitions
+from capture.relations import Relations, matches, reorders
 from capture.source import Step
 from capture.tables import TableVersions
 from codec.pgoutput import BEGIN, COMMIT, KEEPALIVE, MESSAGE, RELATION, TRUNCATE, ChangeDecoder, Relation

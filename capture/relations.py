@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import psycopg
 from psycopg.rows import tuple_row
 
 from capture.definitions import Found, Watched
-from capture.partitions import grown, renamed_leaf
+from capture.partitions import grown, marks, renamed_leaf, same_partitions
+from capture.rows import COMPUTED, SILENCE, UNKNOWN, Said, details_by_number, since
 from capture.tables import TableVersions
 from codec.pgoutput import Relation, RelationColumn
 from engines.postgres import catalogue, definitions, replication
@@ -25,11 +25,10 @@ from engines.postgres.asking import ask
 from engines.postgres.definitions import Message, Told
 from engines.postgres.errors import NAMES_REMEDY
 from engines.postgres.objects import objects
-from engines.postgres.quoting import quote
 from engines.postgres.types import kind_of
 from schemas.errors import SchemaUnsupported, SourceUnavailable
 from schemas.frontier import Setup
-from schemas.table import Column, ColumnDetails, Definition, Identity, Leaf, SetupObjects, Since, Table, TableId
+from schemas.table import Column, ColumnDetails, Definition, Identity, SetupObjects, Since, Table, TableId
 from schemas.types import Kind
 from transport.views import Registered
 
@@ -53,39 +52,6 @@ select c.oid::int8,
 
 TYPES = "select format_type(%(oid)s::int8::oid, %(modifier)s)"
 
-
-# What a table held when it became a partition is in the stream no more than the rows of any table that is not ours.
-OLDER = """
-select exists (select from only {leaf} r
-                 join pg_inherits i on i.inhrelid = %(oid)s::int8::oid
-                where age(r.xmin) > age(i.xmin)
-                   or (r.xmin = i.xmin and r.cmin::text::int8 < i.cmin::text::int8))
-"""
-
-
-NAMED = """
-select n.nspname, c.relname, a.attname
-  from pg_class c
-  join pg_namespace n on n.oid = c.relnamespace
-  join pg_attribute a on a.attrelid = c.oid and a.attnum = %(number)s and not a.attisdropped
- where c.oid = %(oid)s::int8::oid
-"""
-
-HELD = "select exists (select from {table} where {column} is not null)"
-
-# Whoever rewrites a table for another reason, as VACUUM FULL does, keeps what holds its large values.
-MADE_LATER = """
-select exists (select from pg_attribute t, unnest(%(writers)s::text[]::xid[]) w (xid)
-                where t.attrelid = %(toast)s::int8::oid and age(t.xmin) <= age(w.xid))
-"""
-"""Whether what holds a table's large values was made by one of these transactions, or later."""
-
-# Whoever rewrites a table for another reason leaves to each row the transaction that wrote it.
-WRITTEN = "select exists (select from only {leaf} where xmin = any (%(writers)s::text[]::xid[]))"
-
-UNKNOWN = "column {column} was added, and what the rows that were there hold in it is not known"
-
-COMPUTED = "was rewritten to give a column another type, or other values of its type; what they have become is not told"
 
 VISIBLE_SECONDS = 2.0
 
@@ -129,17 +95,6 @@ def _identity(relation: Relation, planned: Identity) -> Identity:
     if relation.identity == "f":
         return Identity.FULL
     return Identity.KEY if _flagged(relation) else Identity.NOTHING
-
-
-class Said(NamedTuple):
-    """What the event trigger has said of all commands since the last version of a table."""
-
-    cast: bool = True  # none may have computed values from others but by a default cast
-    bare: bool = True  # none may have given new columns values
-    computed: bool = False  # one has rewritten rows, and may have computed values
-
-
-SILENCE = Said(cast=False, bare=False)
 
 
 class Relations:
@@ -374,34 +329,7 @@ class Relations:
         return version
 
     def _since(self, connection: psycopg.Connection, last: Table, table: Table) -> Since:
-        """Return what has become of the rows since the last version, as far as that can be told."""
-        before = {leaf.oid: leaf for leaf in last.leaves}
-        joined = [leaf for leaf in table.leaves if leaf.oid not in before] if table.definition.partition_key else []
-        moved = [leaf for leaf in table.leaves if leaf.oid in before and leaf.node != before[leaf.oid].node]
-        said = self._said.get(table.id, SILENCE)
-        refused = unknown = ""
-        now = definitions.names(connection, [leaf.oid for leaf in joined])
-        for leaf in joined:
-            query = OLDER.replace("{leaf}", quote(*now.get(leaf.oid, leaf.id)))
-            if self._owners.get(leaf.oid, table.id) != table.id:
-                refused = f"{leaf.id} was copied as a table of its own, and is a partition of this one now"
-            elif ask(connection, query, oid=leaf.oid) != [(False,)]:
-                refused = f"{leaf.id} was attached with rows in it, which the stream does not tell"
-        there = {p.oid: p.attached for p in last.definition.partitions if p.attached}
-        for partition in table.definition.partitions:
-            if partition.attached and there.get(partition.oid, partition.attached) != partition.attached:
-                refused = f"{partition.id} was detached for a while, and what was written to it meanwhile is not told"
-        if moved and not said.bare and not refused and (unknown := _unknown_column(connection, last, table)):
-            refused = UNKNOWN.format(column=unknown)
-        writers = _writers(last, table)
-        for leaf in moved:
-            if said.computed or (writers and not said.cast and _rewrote(connection, writers, before[leaf.oid], leaf)):
-                refused, unknown = f"{leaf.id} {COMPUTED}", ""
-        left = {p.oid: p.id for p in last.definition.partitions} if table.definition.partition_key else {}
-        for partition in table.definition.partitions:
-            left.pop(partition.oid, None)
-        detached = tuple(left[oid] for oid in definitions.names(connection, left)) if left else ()
-        return Since(rewritten=bool(moved), recast=said.cast, refused=refused, column=unknown, detached=detached)
+        return since(connection, last, table, self._said.get(table.id, SILENCE), self._owners)
 
     def _adopt(self, connection: psycopg.Connection, relation: Relation, xid: int) -> TableId | None:
         """Find out whether an unknown relation is a partition that was added to one of our tables.
@@ -504,34 +432,10 @@ def _is_known(table: Table, passed: int) -> bool:
     return table.since is None or table.since.passed < passed
 
 
-def _unknown_column(connection: psycopg.Connection, last: Table, table: Table) -> str:
-    """Return a column that a table has got since the last version, and that some row may have got a value in that the
-    stream does not tell; the table was rewritten meanwhile. Empty if there is none.
-
-    Where nothing is rewritten the catalogue keeps, apart, what older rows hold in a new column. Else they hold it
-    themselves, and a default that it came from may be gone. Yet if no row has a value there now, none had one that
-    the stream has not taken back.
-    """
-    known = {column.number for column in last.columns} | {column.number for column in last.definition.columns}
-    details = _details(table)
-    fresh = {column.number for column in table.columns if column.number} - known
-    for number in sorted(number for number in fresh if number in details and not details[number].missing):
-        found = ask(connection, NAMED, oid=table.oid, number=number)
-        for schema, name, column in found:
-            query = HELD.replace("{table}", quote(schema, name)).replace("{column}", quote(column))
-            try:
-                held = ask(connection, query) == [(True,)]
-            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-                held = True  # it has just got another name, or is gone
-            if held:
-                return details[number].name
-    return ""
-
-
 def _gone_again(old: Table, fresh: Table, columns: Iterable[Column]) -> str:
     """Return a column that has come since the last version, and is gone from the catalogue by now, alone or with its
     table: nobody can tell what older rows held in it. Empty if there is none."""
-    known = _details(old).keys() | _details(fresh).keys()
+    known = details_by_number(old).keys() | details_by_number(fresh).keys()
     return next((column.name for column in columns if column.number and column.number not in known), "")
 
 
@@ -545,29 +449,6 @@ def _as_written(table: Table, told: Told) -> Table:
     return table.model_copy(update={"definition": table.definition.model_copy(update={"columns": columns})})
 
 
-def _writers(last: Table, table: Table) -> list[str]:
-    """Return the transactions since the last version, by 32 bits, that wrote what the catalogue says of a column which
-    looks as it did. Other columns tell by themselves that they were altered."""
-    before = {(detail.number, detail.source_type): detail.written for detail in last.definition.columns}
-    return [
-        str(detail.written)
-        for detail in table.definition.columns
-        if not detail.generated and before.get((detail.number, detail.source_type), 0) not in (0, detail.written)
-    ]
-
-
-def _rewrote(connection: psycopg.Connection, writers: Sequence[str], before: Leaf, leaf: Leaf) -> bool:
-    """Whether one of these transactions may have been that of an ALTER TABLE which has rewritten the rows of a table.
-    Both is true of a command that computes the values of a column anew, and leaves no other trace."""
-    if leaf.toast:
-        made = leaf.toast != before.toast
-        return made and ask(connection, MADE_LATER, writers=writers, toast=leaf.toast) == [(True,)]
-    try:
-        return ask(connection, WRITTEN.replace("{leaf}", quote(*leaf.id)), writers=writers) == [(True,)]
-    except psycopg.errors.UndefinedTable:
-        return True  # it has just got another name, or is gone
-
-
 def _later(short: int, xid: int) -> bool:
     """Whether a 32-bit transaction id is after a full one, in the half circle of ids around it."""
     return 0 < (short - xid) % (1 << 32) < 1 << 31
@@ -579,15 +460,6 @@ def _shape(column: Column) -> tuple[str, int, int]:
 
 def _shapes(table: Table) -> list[tuple[str, int, int]]:
     return [_shape(column) for column in table.columns]
-
-
-def same_partitions(one: Table, other: Table) -> bool:
-    """Whether two versions have the same partitions."""
-    return one.definition.partitions is other.definition.partitions or _partitions(one) == _partitions(other)
-
-
-def _partitions(table: Table) -> set[tuple[TableId, TableId, str, int, int]]:
-    return {(p.id, p.parent, p.bound, p.oid, p.attached) for p in table.definition.partitions}
 
 
 def _essence(table: Table) -> object:
@@ -606,7 +478,7 @@ def _essence(table: Table) -> object:
         {(leaf.id, leaf.oid) for leaf in table.leaves},
         columns,
         {(c.name, c.definition) for c in definition.restrictions},
-        _partitions(table),
+        marks(table),
         {(c.number, c.written) for c in definition.columns},  # so that what is compared later is not older than need be
     )
 
@@ -690,12 +562,6 @@ def numbers_of(
     return numbers
 
 
-def _details(table: Table) -> dict[int, ColumnDetails]:
-    """Return what is known of the columns by their numbers."""
-    by_name = {detail.name: detail for detail in table.definition.columns}
-    return {column.number: by_name[column.name] for column in table.columns if column.name in by_name}
-
-
 def _is_current(fresh: Table, columns: Iterable[Column]) -> bool:
     """Whether the catalogue of today is that of the moment when the stream described these columns, as far as they
     tell."""
@@ -712,7 +578,7 @@ def _definition(fresh: Table, old: Table, columns: tuple[Column, ...], *, curren
 
     Whether nulls may be in a new column is told when its rows have come, not before: see `capture.definitions`.
     """
-    there, now = _details(old), _details(fresh)
+    there, now = details_by_number(old), details_by_number(fresh)
     details = []
     for column in columns:
         detail = there.get(column.number)
