@@ -5,7 +5,6 @@ The children are this file run as a program, with a role and where the log is.
 
 import ast
 import contextlib
-import itertools
 import os
 import random
 import signal
@@ -30,6 +29,8 @@ from transport.topics import Topics
 PATIENCE = 30.0
 TABLES = 3
 SUPERSEDED = 7
+STEPS = 60
+"""So many a writer makes at most: what it writes must not depend on how late it is killed on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def write_steps(place: Place) -> None:
     names, rng = Topics(place.pipeline), random.Random()
     with place.open().writer("changes") as writer:
         epoch = writer.put(names.frontier, b"claim")
-        for step in itertools.count(1):
+        for step in range(1, STEPS + 1):
             try:
                 for table in range(TABLES):
                     size = rng.choice([0, 1, 1, 3, 50, 2000])
@@ -98,6 +99,7 @@ def write_steps(place: Place) -> None:
             except IntegrityError:
                 sys.exit(SUPERSEDED)
             print(offset, epoch, step, flush=True)
+        signal.pause()
 
 
 def frontier(epoch: int, step: int, ranges: dict[Partition, Range]) -> bytes:
