@@ -182,8 +182,12 @@ class Chooser:
                         # The stream describes a table anew that was published before, for whatever came to nothing.
                         remove_from_publications(self.source, self.publications[0], {table.oid for table in found})
                         add_to_publications(self.source, self.publications[0], found)
+                        self._versions.refresh()
                         schemas = self._register(catalogue, tables(catalogue, set(ids).__contains__))
-                    return Published(schemas, current_snapshot(self.source).xmax)
+                    self._versions.refresh()
+                    if self._versions.ids.keys() >= set(schemas.values()):
+                        return Published(schemas, current_snapshot(self.source).xmax)
+                    # Else capture has registered one that was the pipeline's before, and ours does not count.
                 except (psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
                     continue  # somebody else has just published one of them
 
@@ -192,11 +196,17 @@ class Chooser:
         topics = {self._topics.changes(table.id, shared).topic: 1 for table in found}
         topics |= {self._topics.load(table.id, shared).topic: rules.LOAD_PARTITIONS for table in found}
         self._log.create_topics([Topic(name, partitions) for name, partitions in topics.items()])
-        schemas = {}
+        known, schemas = self._versions.next, {}
         for table in found:
             whole = table.model_copy(update={"objects": objects(catalogue, [table])})
             changes = self._topics.changes(table.id, shared)
-            entry = TableRegistered(whole.model_dump_json(), changes.topic, changes.number, time.time_ns() // 1_000)
+            entry = TableRegistered(
+                whole.model_dump_json(),
+                changes.topic,
+                changes.number,
+                time.time_ns() // 1_000,
+                known=known,
+            )
             offset = self._writer.put(self._topics.tables, encode_control(entry), str(table.id).encode())
             schemas[table.id] = value_schema_id(offset)
         return schemas

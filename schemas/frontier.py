@@ -310,13 +310,19 @@ ControlRecord = (
 
 @dataclass(frozen=True, slots=True)
 class TableRegistered:
-    """A version of a table; value of `p.tables`. The schema id of its rows is derived from the record's offset."""
+    """A version of a table; value of `p.tables`, its key the table's id. The schema id of its rows is derived from the
+    record's offset.
+
+    Captures register what the stream tells; without an epoch it is somebody who gives the pipeline its tables. That
+    one counts only if he knew all versions of the table that there were: he may have stalled after he looked at it.
+    """
 
     table: str  # schemas.table.Table as JSON
     topic: str  # where its changes go
     partition: int
     at: int = 0
-    epoch: int = -1  # of the capture that has registered it; -1: of who gives the pipeline its tables
+    epoch: int = -1  # of the capture that has registered it
+    known: int = 0  # the next offset of `p.tables` that its author had not read when he looked at the table
 
 
 @dataclass(frozen=True, slots=True)

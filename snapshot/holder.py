@@ -171,6 +171,7 @@ class Holder:
                 remedy="go on with the log it was begun with (`state` and `log` in the pipeline file), or give this one"
                 f" another name (`pipeline`); if that log is gone: {LOAD_AGAIN}",
             )
+        known = self._log.offsets(self._topics.tables).end
         there: list[TableId] = []
 
         def chooses(table: TableId) -> bool:
@@ -193,7 +194,7 @@ class Holder:
         topics = {self._topics.changes(table.id, shared).topic: 1 for table in wanted}
         topics |= {self._topics.load(table.id, shared).topic: rules.LOAD_PARTITIONS for table in wanted}
         self._log.create_topics([Topic(name, partitions) for name, partitions in topics.items()])
-        schemas = self._register(wanted, shared)
+        schemas = self._register(wanted, shared, known)
 
         claim = Claim(f"{socket.gethostname()}:{os.getpid()}", self._micros())
         epoch = self._writer.put(self._topics.control, encode_control(claim))
@@ -252,19 +253,25 @@ class Holder:
                 shown,
             )
 
-    def _register(self, tables: list[Table], shared: int) -> tuple[int, ...]:
+    def _register(self, tables: list[Table], shared: int, known: int) -> tuple[int, ...]:
         """Write the tables' first versions, in one go, and return the ids of their row schemas."""
-        assert self._writer is not None
+        assert self._writer is not None and self._tables is not None
         records = []
         for table in tables:
             changes = self._topics.changes(table.id, shared)
-            entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros())
+            entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, self._micros(), known=known)
             records.append((str(table.id).encode(), encode_control(entry)))
         self._writer.append(self._topics.tables, Block(len(records), pack(records)))
         start, end = self._writer.flush()[self._topics.tables]
         if end - start != len(records):
             raise IntegrityError(f"{len(records)} tables registered, found at {start}..{end}")
-        return tuple(value_schema_id(offset) for offset in range(start, end))
+        schemas = tuple(value_schema_id(offset) for offset in range(start, end))
+        self._tables.refresh()
+        for table, schema_id in zip(tables, schemas, strict=True):
+            latest = self._tables.latest(table.id)
+            if latest is None or latest.schema_id < schema_id:
+                raise TransientError("another holder has begun to set the source up")
+        return schemas
 
     def _check_unaltered(self, before: list[Table]) -> None:
         """Raise `TransientError`, to begin again, if a table is not what was registered.

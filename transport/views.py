@@ -154,11 +154,14 @@ class Registered:
 class Registrations:
     """What is registered in `p.tables`, in order: the versions of tables that count.
 
-    A version does not if the capture that registered it had a successor by then.
+    A version does not if who registered it may have stalled before: if a capture had a successor by then, and if
+    somebody else did not know the last version of the table.
     """
 
     def __init__(self, reader: LogReader, topics: Topics) -> None:
-        self._reader, self._partition, self._epoch = reader, topics.tables, -1
+        self._reader, self._partition = reader, topics.tables
+        self._epoch = -1
+        self._last: dict[bytes | None, int] = {}  # the offset of the last version that counts, by the record's key
         self.next = 0
 
     def read(self) -> Iterator[tuple[int, TableRegistered]]:
@@ -173,7 +176,8 @@ class Registrations:
                     self._epoch = max(self._epoch, entry.epoch)
                     continue
                 assert isinstance(entry, TableRegistered)
-                if entry.epoch < 0 or entry.epoch >= self._epoch:
+                if entry.epoch >= self._epoch if entry.epoch >= 0 else self._last.get(record.key, -1) < entry.known:
+                    self._last[record.key] = record.offset
                     yield value_schema_id(record.offset), entry
 
 

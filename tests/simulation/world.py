@@ -292,8 +292,10 @@ class World:
                 topics.append(Topic(self.topics.load(table.id).topic, rules.LOAD_PARTITIONS))
                 self.log.create_topics(topics)
                 changes = self.topics.changes(table.id)
-                entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number)
-                new.append(value_schema_id(writer.put(self.topics.tables, encode_control(entry), b"")))
+                there = self.log.offsets(self.topics.tables).end
+                entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, known=there)
+                key = str(table.id).encode()
+                new.append(value_schema_id(writer.put(self.topics.tables, encode_control(entry), key)))
         last, crashes = self.database.snapshot().xmax, self.database.crashes
 
         def choose() -> None:

@@ -9,6 +9,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -18,6 +20,8 @@ from capture import definitions, postgres
 from capture.loop import Capture
 from capture.postgres import PostgresSource
 from capture.source import Step
+from capture.tables import TableVersions
+from control.choosing import Chooser
 from control.servers.postgres import PostgresServer
 from engines.postgres import catalogue, replication
 from engines.postgres.connect import connect
@@ -31,8 +35,9 @@ from schemas.errors import (
     Superseded,
 )
 from schemas.frontier import Frontier, TableRegistered
+from schemas.pipeline import Mode, Pipeline
 from schemas.record import Op, encode_control
-from schemas.table import Identity, TableId
+from schemas.table import Identity, Table, TableId
 from tests.integration.capture.conftest import SECONDS, World, make_world, until
 from transport.log import Topic
 from transport.topics import Topics
@@ -717,9 +722,45 @@ def register(world: World, name: str) -> None:
     (table,) = catalogue.tables(world.db, TableId("public", name).__eq__)
     changes = world.topics.changes(table.id)
     world.log.create_topics([Topic(changes.topic)])
-    entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number)
+    known = world.log.offsets(world.topics.tables).end
+    entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, known=known)
     with world.log.writer("control") as writer:
         writer.put(world.topics.tables, encode_control(entry), str(table.id).encode())
+
+
+def test_a_version_that_comes_while_its_table_is_published_is_not_passed_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.run("create table public.t (id int primary key)")
+    setup = replace(world.prepare(), mode=Mode.LOAD_AND_CHANGES)
+    pipeline = Pipeline.model_validate(
+        {
+            "pipeline": "shop",
+            "source": {"url": world.url},
+            "targets": [{"name": "t", "url": world.url}],
+        }
+    )
+    calls = 0
+    register_ = Chooser._register
+
+    with world.log.writer("control") as writer:
+        versions = TableVersions(world.reader, world.topics, writer.put)
+        versions.succeed(0)
+
+        def late(self: Chooser, catalogue: Any, found: list[Table]) -> dict[TableId, int]:
+            nonlocal calls
+            calls += 1
+            if calls == 1:  # capture has come to the table's next version
+                versions.refresh()
+                versions.register(found[0], world.topics.changes(found[0].id))
+            return register_(self, catalogue, found)
+
+        monkeypatch.setattr(Chooser, "_register", late)
+        with closing(Chooser(pipeline, world.log, world.reader, setup, "test")) as chooser:
+            published = chooser.publish([TableId("public", "t")])
+        versions.refresh()
+    assert calls == 2
+    assert [versions.of(TableId("public", "t"))[-1].schema_id] == list(published.schemas.values())
 
 
 def test_a_table_that_was_made_again_is_another_one(world: World) -> None:

@@ -17,7 +17,7 @@ from capture.relations import matches, numbers_of
 from capture.tables import TableVersions
 from codec.pgoutput import Relation, RelationColumn
 from schemas.errors import ConfigInvalid, LogRewound, SchemaUnsupported, Superseded
-from schemas.frontier import Commit, Setup
+from schemas.frontier import Commit, Setup, TableRegistered
 from schemas.pipeline import Pipeline
 from schemas.record import encode_control
 from schemas.table import Column, Identity, Leaf, Table, TableId
@@ -140,11 +140,12 @@ def test_versions_are_kept_in_order_and_shared_over_the_log(log: MemoryLog, read
         put: Callable[[Partition, bytes, bytes], int] = writer.put
         mine, others = TableVersions(reader, TOPICS, put), TableVersions(reader, TOPICS, put)
         changes = TOPICS.changes(TABLE.id)
+        mine.succeed(0)
         first = mine.register(TABLE, changes)
         second = mine.register(TABLE.model_copy(update={"identity": Identity.FULL}), changes)
     assert others.of(TABLE.id) == []
     others.refresh()
-    assert [v.schema_id for v in others.of(TABLE.id)] == [first.schema_id, second.schema_id] == [64, 66]
+    assert [v.schema_id for v in others.of(TABLE.id)] == [first.schema_id, second.schema_id] == [66, 68]
     assert others.names() == [TABLE.id] and second.changes == changes
     assert second.table.identity is Identity.FULL
 
@@ -169,6 +170,31 @@ def test_what_a_capture_registers_that_has_a_successor_does_not_count(log: Memor
     assert tables.left_out(TABLE.id) is None and log.offsets(TOPICS.events).end == 0
     assert [v.schema_id for v in successor.of(TABLE.id)] == [first.schema_id, last.schema_id]
     assert (latest := tables.latest(TABLE.id)) is not None and latest.schema_id == last.schema_id
+
+
+def test_who_gives_a_pipeline_its_tables_does_not_count_if_he_did_not_know_the_last_version(
+    log: MemoryLog, reader: LogReader
+) -> None:
+    changes, key = TOPICS.changes(TABLE.id), str(TABLE.id).encode()
+
+    def give(table: Table, known: int) -> None:
+        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, known=known)
+        writer.put(TOPICS.tables, encode_control(entry), key)
+
+    with log.writer("control") as writer:
+        give(TABLE, known=0)
+        capture = TableVersions(reader, TOPICS, writer.put)
+        capture.succeed(0)
+        told = capture.register(TABLE.model_copy(update={"identity": Identity.FULL}), changes)
+        give(TABLE, known=2)  # he looked when there was only the claim behind the first version
+        tables = Tables(reader, TOPICS)
+        tables.refresh()
+        capture.refresh()
+        assert (latest := tables.latest(TABLE.id)) is not None and latest.schema_id == told.schema_id
+        assert capture.of(TABLE.id)[-1] is told
+        give(TABLE, known=4)
+    tables.refresh()
+    assert (latest := tables.latest(TABLE.id)) is not None and latest.table.identity is Identity.KEY
 
 
 def relation(*columns: tuple[str, bool, int, int], identity: str = "d") -> Relation:

@@ -29,7 +29,8 @@ def names() -> Iterator[Names]:
             table = make_table(listed.partition(".")[2], [("id", "bigint")])
             if listed in now:
                 table = table.model_copy(update={"renamed": TableId("public", now[listed])})
-            writer.put(topics.tables, encode_control(TableRegistered(table.model_dump_json(), "t", 0, 0)))
+            entry = TableRegistered(table.model_dump_json(), "t", 0)
+            writer.put(topics.tables, encode_control(entry), listed.encode())
         found = Names(Tables(reader, topics))
         found.refresh()
         yield found

@@ -170,11 +170,11 @@ def test_a_plan_that_can_not_be_read_to_its_end_leaves_nothing_to_be_read_until_
 
 
 def test_a_table_is_known_by_its_schema_id_and_the_latest_version_by_name(log: MemoryLog) -> None:
-    def version(*names: str) -> TableRegistered:
+    def version(*names: str, known: int = 0) -> TableRegistered:
         columns = tuple(Column(name=n, kind=Kind.TEXT, source_type="text") for n in names)
-        return TableRegistered(Table(id=TABLE, columns=columns).model_dump_json(), "p.changes.s.t", 0)
+        return TableRegistered(Table(id=TABLE, columns=columns).model_dump_json(), "p.changes.s.t", 0, known=known)
 
-    write(log, TOPICS.tables, version("a"), version("a", "b"))
+    write(log, TOPICS.tables, version("a"), version("a", "b", known=1))
     with log.reader() as reader:
         tables = Tables(reader, TOPICS)
         assert len(tables.by_schema(value_schema_id(0)).table.columns) == 1
