@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from schemas.errors import ReplicationError, Superseded
+from schemas.errors import RELOAD, ReplicationError, Superseded
 from schemas.events import Event, EventKind
 from schemas.frontier import Carried, Setup, Succeeded, TableRegistered
 from schemas.record import encode_control, value_schema_id
@@ -96,7 +96,7 @@ class TableVersions:
         them. Whoever captures obeys it, until somebody asks to load the table anew."""
         last = self.of(table)[-1]
         known = self._read_chunks().next
-        remedy = f"{cause.remedy or 'mend that'}; then load the table anew: `penstock reload FILE {table}`"
+        remedy = f"{cause.remedy or 'mend that'}; then {RELOAD.format(table=table)}"
         left_out = LeftOut(cause=str(cause), remedy=remedy, known=known)
         version = self.register(last.table.model_copy(update={"left_out": left_out, "since": None}), last.changes)
         self._tell(EventKind.ERROR, table, f"is left out from here on: {cause}", remedy)

@@ -22,11 +22,9 @@ from conversion.ddl import (
 )
 from engines.postgres.connect import NEWEST
 from engines.postgres.quoting import literal, quote
-from schemas.errors import SchemaUnsupported
+from schemas.errors import RELOAD, SchemaUnsupported
 from schemas.table import Column, ColumnDetails, Constraint, Objects, Partitioned, Since, Table, TableId
 from schemas.types import Kind
-
-RELOAD = "load the table anew: `penstock reload FILE {table}`"
 
 # By a modifier alone, or between these, a value becomes the same on every server, whatever its settings are.
 _WHOLE = (Kind.INT16, Kind.INT32, Kind.INT64, Kind.NUMERIC)

@@ -32,8 +32,11 @@ from __future__ import annotations
 LOAD_AGAIN = "`penstock drop` the pipeline, and run it again with prepare: drop-and-create"
 """The remedy, or its last part, where what is at a target can't be brought up to date any more."""
 
+RELOAD = "load the table anew: `penstock reload FILE {table}`"
+"""The same for one table: its name is put in."""
+
 LOAD_TABLE_AGAIN = "when the cause is mended, load the table anew: `penstock reload`"
-"""The same for one table of many."""
+"""The same for one table of many, where it is named."""
 
 
 class ReplicationError(Exception):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from codec.frames import pack
 from schemas.errors import (
     LOAD_AGAIN,
+    RELOAD,
     LogRewound,
     LogUnavailable,
     OperatorError,
@@ -446,7 +447,7 @@ class SnapshotWorker:
         """Let each target that loads a table stop it: in every snapshot that meets its plan the row stays as it is."""
         table = TableId(plan.table_schema, plan.table_name)
         _log.error("%s can't be loaded: %s", table, error)
-        again = LOAD_AGAIN if views.setup.mode == Mode.LOAD else f"load the table anew: `penstock reload FILE {table}`"
+        again = LOAD_AGAIN if views.setup.mode == Mode.LOAD else RELOAD.format(table=table)
         remedy = f"{error.remedy or 'correct the row'}; then {again}"
         self._put([GivenUp(*table, plan.generation, str(error), remedy, self._micros())])
         views.chunks.refresh()

@@ -29,7 +29,7 @@ from apply.target import Change, TableRefused
 from codec.net import Net
 from engines.postgres.quoting import quote
 from engines.postgres.types import exact_text_of
-from schemas.errors import LOAD_AGAIN, IntegrityError, PermissionMissing, RowError
+from schemas.errors import RELOAD, IntegrityError, PermissionMissing, RowError
 from schemas.record import Op
 from schemas.types import Kind
 from transport.views import Registered
@@ -622,7 +622,7 @@ class Work:
             table,
             IntegrityError(
                 f"the target's table {table} is not what the source's was: {what}",
-                remedy=f"find out who else writes to it, then {LOAD_AGAIN}",
+                remedy=f"find out who else writes to it, then {RELOAD.format(table=table)}",
             ),
         )
 

@@ -28,7 +28,7 @@ from schemas.states import TableState
 from schemas.table import ColumnDetails, Constraint, Definition, Objects, SetupObjects, Table, TableId
 from schemas.table import Sequence as SequenceObject
 from tests.integration.apply.conftest import Applied
-from tests.unit.apply.source import Row, Source, delete, insert, make_table, settle, truncate, update
+from tests.unit.apply.source import Row, Source, Written, delete, insert, make_table, settle, truncate, update
 from transport.log import Partition, Range
 from transport.views import Frontiers
 
@@ -193,6 +193,20 @@ def test_a_table_that_does_not_fit_is_refused(applied: Applied, statement: str, 
     applied.catch_up(source, applied.worker(source, Prepare.KEEP))
     state = applied.state("t")
     assert state.state is TableState.FAILED and why in state.error and state.remedy
+
+
+@pytest.mark.parametrize("change", [delete("t", "1", None), update("t", "1", "x")], ids=["delete", "update"])
+def test_a_table_that_somebody_else_writes_to_stops_and_says_so(applied: Applied, change: Written) -> None:
+    source = loading()
+    source.load("t", rows(0, 3))
+    worker = applied.worker(source, Prepare.CREATE)
+    applied.catch_up(source, worker)
+    applied.sql("delete from public.t where id = 1")
+    source.commit(change)
+    applied.catch_up(source, worker)
+    state = applied.state("t")
+    assert state.state is TableState.FAILED and "1 rows are missing" in state.error
+    assert state.remedy == "find out who else writes to it, then load the table anew: `penstock reload FILE public.t`"
 
 
 def test_foreign_keys_are_made_when_all_that_they_tie_is_live(applied: Applied) -> None:
