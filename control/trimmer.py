@@ -106,7 +106,8 @@ def needed_from(answers: Sequence[Answer], chosen: Sequence[TableId], chunks: Ch
         for table, progress in answer.tables.items():
             if progress.state is TableState.LIVE or progress.state in GIVEN_UP:
                 continue
-            if progress.state not in STOPPED or progress.progress.offset < 0:
+            loads = progress.goes_on_in is TableState.LOADING  # of a part it has a place beside
+            if progress.state not in STOPPED or progress.progress.offset < 0 or loads:
                 raise Held(f"{table} on target {answer.name} is {progress.state}")
             places.append(progress.progress.offset)
         places += [progress.offset for progress in answer.groups.values()]

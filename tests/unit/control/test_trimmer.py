@@ -628,10 +628,19 @@ def test_a_table_that_is_not_live_yet_holds_everything(state: TableState, loaded
 
 @pytest.mark.parametrize("state", [TableState.FAILED, TableState.PAUSED])
 def test_a_table_that_may_go_on_holds_what_follows_where_it_stopped(state: TableState, loaded: Chunks) -> None:
-    stopped = answer(state=state, progress=Progress(20, 0, 200))
+    stopped = answer(state=state, stopped_in=TableState.LIVE, progress=Progress(20, 0, 200))
     assert needed_from([stopped], [A], loaded, Mode.LOAD_AND_CHANGES) == 20
     with pytest.raises(Held):
-        needed_from([answer(state=state, progress=NOWHERE)], [A], loaded, Mode.LOAD_AND_CHANGES)
+        needed_from(
+            [answer(state=state, stopped_in=TableState.WAITING, progress=NOWHERE)], [A], loaded, Mode.LOAD_AND_CHANGES
+        )
+
+
+@pytest.mark.parametrize("state", [TableState.FAILED, TableState.PAUSED])
+def test_a_table_that_stopped_while_a_part_of_it_was_loaded_holds_the_part(state: TableState, loaded: Chunks) -> None:
+    stopped = answer(state=state, stopped_in=TableState.LOADING, progress=Progress(20, 0, 200))
+    with pytest.raises(Held, match=r"public.a on target t"):
+        needed_from([stopped], [A], loaded, Mode.LOAD_AND_CHANGES)
 
 
 def test_a_table_that_is_skipped_holds_nothing(loaded: Chunks) -> None:
