@@ -163,6 +163,7 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
 
             return reached
 
+        wait_for("the services", lambda: bool(_running(pipeline.state)))
         wait_for("a third of the load", lambda: read(0.33))
         killed = _kill(pipeline.state, "snapshot-0", "apply-copy-0")
         wait_for("the load", done(None))
@@ -177,13 +178,21 @@ def _attend(file: Path, run: subprocess.Popen[bytes], traffic: Traffic) -> list[
     return killed
 
 
+def _running(state: Path) -> dict[str, int]:
+    """Return the process ids of the run's services; nothing before it has started all, or when it has ended."""
+    try:
+        running: dict[str, int] = json.loads((state / "pids.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return running
+
+
 def _kill(state: Path, *names: str) -> list[str]:
     """Kill -9 services of the run and return whom; its supervisor tells of it, and starts them again."""
-    try:
-        running = json.loads((state / "pids.json").read_text())
-    except FileNotFoundError:
+    running = _running(state)
+    if not running:
         # The run ends at Ctrl-C, and may have heard of it before us.
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt
     killed = []
     for name in names:
         with contextlib.suppress(KeyError, ProcessLookupError):  # a snapshot worker may be done already

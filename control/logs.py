@@ -129,8 +129,8 @@ def configure(
 
 
 def _for_people(service: str, event: Mapping[str, Any]) -> str:
-    """One line; a traceback stays in the file."""
-    rest = {k: v for k, v in event.items() if k not in {"event", "error", "remedy", "told"}}
+    """One line; a traceback, and what class an error is of, stay in the file."""
+    rest = {k: v for k, v in event.items() if k not in {"event", "error", "kind", "remedy", "told"}}
     text = f"{service}: {event.get('event', '')}"
     if event.get("error"):
         text += f": {event['error']}"

@@ -17,8 +17,8 @@ def test_a_holder_is_killed_while_it_sets_up(world: World) -> None:
     world.begin_traffic()
     eyes = world.look()
     run = world.start()
-    world.started(run)
-    assert run.signal("capture", signal.SIGSTOP)  # so that no chunk gets final, and the holder is not done
+    # Before it can follow anything: so no chunk gets final, and the holder is not done.
+    world.wait("capture", lambda: run.signal("capture", signal.SIGSTOP), run)
     world.wait("a table", lambda: eyes.records(eyes.topics.tables), run)
     assert world.kill(run, "holder")
     taken = len(eyes.records(eyes.topics.chunks))

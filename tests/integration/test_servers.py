@@ -1,6 +1,7 @@
 """The servers that other tests rest on start, die, come back and keep what they were given."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -203,6 +204,10 @@ def test_a_free_port_lies_below_the_range_for_clients() -> None:
 
 def test_a_free_port_is_given_once_though_nobody_listens_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = free_port(), free_port()
-    offered = iter([first, second, free_port() + 1])
-    monkeypatch.setattr("control.servers.process.random.randrange", lambda low, high: next(offered))
+    offered, randrange = [second, first], random.randrange
+    monkeypatch.setattr(
+        "control.servers.process.random.randrange",
+        lambda low, high: offered.pop() if offered else randrange(low, high),
+    )
     assert free_port() not in {first, second}
+    assert not offered

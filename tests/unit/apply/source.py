@@ -116,7 +116,8 @@ class Source:
     def register(self, table: Table) -> Registered:
         changes, load = self.topics.changes(table.id, self.shared), self.topics.load(table.id, self.shared)
         self.log.create_topics([Topic(changes.topic), Topic(load.topic)])
-        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number)
+        known = self.log.offsets(self.topics.tables).end
+        entry = TableRegistered(table.model_dump_json(), changes.topic, changes.number, known=known)
         offset = self.control.put(self.topics.tables, encode_control(entry), str(table.id).encode())
         self.views.refresh()
         version = self.views.by_schema(value_schema_id(offset))

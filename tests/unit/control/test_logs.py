@@ -42,7 +42,7 @@ def test_each_line_is_an_object_and_only_trouble_is_shown_to_people(file: LogFil
     shown: list[str] = []
     log = configure("capture", file=file, console=shown.append)
     log.info("sealed", offset=7)
-    log.warning("will try again", error="gone", remedy="start it", seconds=2)
+    log.warning("will try again", error="gone", remedy="start it", kind="SourceUnavailable", seconds=2)
     logging.getLogger("some.library").debug("detail")
     logging.getLogger("some.library").warning("slow: %s", 7)
     log.error("stopped", error="bad", told=True)
