@@ -38,6 +38,7 @@ class TargetTables:
         self._made_with: dict[TableId, Registered] = {}
         self._tied_to: dict[TableId, tuple[TableId, ...]] = {}
         self._by_schema: dict[int, Registered | None] = {}
+        self._names: dict[tuple[TableId, int], TableId] = {}  # on the target, of tables by their versions
         self._chosen: Chosen | None = None  # what was registered last
 
     def __contains__(self, table: TableId) -> bool:
@@ -106,7 +107,11 @@ class TargetTables:
 
     def _called(self, table: TableId, schema_id: int) -> TableId:
         """Return what a table is called on the target; one that does not follow definitions keeps its first name."""
-        return table if self.policy(table).ddl is Ddl.IGNORE else self.versions.by_schema(schema_id).name
+        name = self._names.get((table, schema_id))
+        if name is None:  # it is asked for all tables again and again while thousands are made
+            name = table if self.policy(table).ddl is Ddl.IGNORE else self.versions.by_schema(schema_id).name
+            self._names[table, schema_id] = name
+        return name
 
     def sets_aside(self, table: TableId) -> bool:
         return self.policy(table).on_row_error is OnRowError.SET_ASIDE
